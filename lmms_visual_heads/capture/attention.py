@@ -1,0 +1,104 @@
+"""The attention function: stock SDPA output, and on request the softmax row of the last query.
+
+transformers calls it under the name "visual_heads". Only while `output_attentions=True` reaches it does it compute
+the row; it never builds a full attention map, never repeats keys for grouped-query heads, never changes the output.
+Units: probability mass 0..1 in float32. Shapes: B batch, H query heads, K key positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lmms_visual_heads.errors import VisualHeadsError
+
+# transformers looks for the substrings "sdpa", "flash" and "flex_attention" in names: ours must hold none of them.
+ATTENTION_NAME = "visual_heads"
+
+_UNSUPPORTED = {
+    "softcap": "soft-capped attention scores",
+    "s_aux": "learned attention sinks",
+    "position_bias": "an additive position bias",
+}
+
+
+def last_query_row(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Softmax row of the last query position, in float32.
+
+    Parameters
+    ----------
+    query : Tensor [B, H, Q, D]
+    key : Tensor [B, H_kv, K, D]
+        H is a multiple of H_kv (grouped-query heads share keys, without a copy).
+    attention_mask : Tensor [B or 1, H or 1, Q, K] or None
+        Boolean (True = may be seen) or additive; None means causal.
+    scaling : float or None
+        Factor on the scores; None means D ** -0.5.
+
+    Returns
+    -------
+    Tensor [B, H, 1, K], float32
+    """
+    batch, n_heads, n_queries, width = query.shape
+    n_key_heads, n_keys = key.shape[1], key.shape[2]
+    if attention_mask is None and n_queries > 1 and n_keys > n_queries:
+        # Prefill into a preallocated cache: SDPA drops the unwritten tail in the same way.
+        key = key[:, :, :n_queries]
+    last = query[:, :, -1].reshape(batch, n_key_heads, n_heads // n_key_heads, width).float()
+    scores = torch.matmul(last, key.float().transpose(-1, -2)) * (width**-0.5 if scaling is None else scaling)
+    scores = scores.view(batch, n_heads, 1, key.shape[2])
+    if attention_mask is not None:
+        mask = attention_mask[:, :, -1:]
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
+    return scores.softmax(-1)
+
+
+def visual_heads_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None)."""
+    row = None
+    if output_attentions:
+        for name, what in _UNSUPPORTED.items():
+            if kwargs.get(name) is not None:
+                raise VisualHeadsError(
+                    f"Reading attention rows needs plain softmax attention; {type(module).__name__} uses {what}. "
+                    "Run this model without capture."
+                )
+        row = last_query_row(query, key, attention_mask, kwargs.get("scaling"))
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output, row
+
+
+AttentionInterface.register(ATTENTION_NAME, visual_heads_attention)
+# Without its mask twin transformers would pass no mask at all, and padding and sliding windows would be ignored.
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Switch the text model of `model` to our attention function; the vision tower keeps its own.
+
+    Raises
+    ------
+    VisualHeadsError
+        When the text model does not take its attention from transformers' AttentionInterface.
+    """
+    text_config = model.config.get_text_config(decoder=True)
+    part = next((name for name in model.config.sub_configs if getattr(model.config, name) is text_config), None)
+    model.set_attn_implementation({part: ATTENTION_NAME} if part else ATTENTION_NAME)
+    if text_config._attn_implementation != ATTENTION_NAME:
+        raise VisualHeadsError(
+            "Reading attention rows needs a text model on transformers' attention interface; "
+            f"{type(model).__name__} is not. Use a LLaVA-1.5, LLaVA-NeXT or ViP-LLaVA checkpoint."
+        )

@@ -1,0 +1,151 @@
+"""Attention rows out of one `generate` call.
+
+The answers are those of the same call without us, token for token. `first_generated` reads the first decode step
+(K = prompt + 1); where generation ended after one token, that step is run from the cache. With beams, whose cache
+rows are shuffled, rows and logits come from separate passes over prompt + first answer token.
+Shapes: L layers, B batch, H heads, K key positions, V vocabulary, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmms_visual_heads.capture.reader import ForwardReader
+from lmms_visual_heads.capture.rows import stack_rows
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.schema import QUERIES
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedGeneration:
+    """What one `generate` call gave.
+
+    Attributes
+    ----------
+    tokens : Tensor [B, T]
+        Generated tokens, padded after a row's end.
+    rows : Tensor [L, B, H, K] float32, or None
+        Rows of the wanted query, on the model's device.
+    first_logits : Tensor [B, V] float32
+        Raw logits that token 0 was drawn from.
+    second_logits : Tensor [B, V] float32, or None
+        Raw logits after token 0, where that step was run.
+    log_probabilities : Tensor [B, T], or None
+        Of every generated token under the raw logits; None with beams.
+    """
+
+    tokens: Tensor
+    rows: Tensor | None
+    first_logits: Tensor
+    second_logits: Tensor | None
+    log_probabilities: Tensor | None
+
+
+def check_query(query: str | None) -> None:
+    """Refuse a query that is not one of schema.QUERIES (None: no rows)."""
+    if query is not None and query not in QUERIES:
+        raise VisualHeadsError(f"query must be one of {', '.join(QUERIES)}; got {query!r}. Choose one of them.")
+
+
+@torch.inference_mode()
+def generate_with_rows(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], query: str | None, settings: Mapping[str, Any]
+) -> CapturedGeneration:
+    """Run `model.generate(**inputs, **settings)` and read the rows of `query`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model after `attach`.
+    inputs : mapping of Tensor
+        `input_ids` [B, prompt], `attention_mask`, pixels; prompts of one length, without padding.
+    query : {"first_generated", "last_prompt"} or None
+        None reads no rows.
+    settings : mapping
+        Keyword arguments of `generate`.
+
+    Raises
+    ------
+    VisualHeadsError
+        When `query` is none of the two.
+    """
+    check_query(query)
+    length = inputs["input_ids"].shape[1]
+    if settings.get("num_beams", 1) > 1 or settings.get("num_return_sequences", 1) > 1:
+        return _generate_then_read(model, inputs, query, settings)
+    row_pass = {None: None, "last_prompt": 0, "first_generated": 1}[query]
+    with ForwardReader(model, row_pass) as reader:
+        output = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    tokens = output.sequences[:, length:]
+    cache = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
+    del output  # it holds the cache of the whole answer
+    second_logits = reader.first_logits[1] if len(reader.first_logits) > 1 else None
+    attentions = reader.attentions
+    if query == "first_generated" and reader.n_passes == 1:
+        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], cache, read_rows=True)
+    rows = _rows(model, attentions, length, query)
+    return CapturedGeneration(
+        tokens, rows, reader.first_logits[0], second_logits, reader.token_log_probabilities(tokens)
+    )
+
+
+def _rows(
+    model: PreTrainedModel, attentions: tuple[Tensor, ...] | None, length: int, query: str | None
+) -> Tensor | None:
+    """Stacked rows [L, B, H, K] of the wanted pass; every layer must have given its row."""
+    if query is None:
+        return None
+    given = [row for row in attentions or () if row is not None]
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if len(given) != n_layers:
+        raise VisualHeadsError(
+            f"Every one of the {n_layers} layers must return its attention row; {len(given)} did (attention "
+            f"implementation {model.config.get_text_config(decoder=True)._attn_implementation!r}). "
+            "Load the model with load_model."
+        )
+    return stack_rows(given, length + (query == "first_generated"))
+
+
+def _generate_then_read(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], query: str | None, settings: Mapping[str, Any]
+) -> CapturedGeneration:
+    batch, length = inputs["input_ids"].shape
+    sequences = model.generate(**inputs, **{**settings, "return_dict_in_generate": False})
+    tokens = sequences.view(batch, -1, sequences.shape[1])[:, 0, length:]
+    with ForwardReader(model, 0 if query == "last_prompt" else None) as reader:
+        output = model.generate(**inputs, **_one_token(settings), return_dict_in_generate=True)
+    attentions, second_logits = _step_after(
+        model, inputs, tokens[:, :1], getattr(output, "past_key_values", None), read_rows=query == "first_generated"
+    )
+    attentions = reader.attentions if query == "last_prompt" else attentions
+    rows = _rows(model, attentions, length, query)
+    return CapturedGeneration(tokens, rows, reader.first_logits[0], second_logits, None)
+
+
+def _step_after(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], token: Tensor, cache: Any, *, read_rows: bool
+) -> tuple[tuple[Tensor, ...] | None, Tensor]:
+    """The decode step on `token` [B, 1] after the prompt: (rows per layer or None, raw logits [B, V])."""
+    ids = torch.cat([inputs["input_ids"], token.to(inputs["input_ids"])], dim=1)
+    rest = {} if cache is not None else {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    with ForwardReader(model, 0 if read_rows else None) as reader:
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            **rest,
+            **_one_token({}),
+        )
+    return reader.attentions, reader.first_logits[0]
+
+
+def _one_token(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a greedy `generate` call of one token, in which nothing is drawn at random."""
+    special = {name: settings[name] for name in ("eos_token_id", "pad_token_id") if name in settings}
+    return {**special, "max_new_tokens": 1, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}

@@ -1,0 +1,200 @@
+"""Capture proves itself on one drawn image: sums, eager attention, influence on the logits, equal answers, cost.
+
+Runs any object with the interface of `SelfCheckable`; about a minute for a 7B model on a GPU. Times in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from transformers import AttentionInterface
+
+from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, visual_heads_attention
+from lmms_visual_heads.capture.generation import generate_with_rows
+from lmms_visual_heads.schema import QUERIES
+
+QUESTION = "How many shapes are there in this image? Answer with a number."
+SUM_TOLERANCE = 1e-4
+EAGER_TOLERANCE = 1e-5
+EAGER_BYTES = 4 * 2**30
+"""Full maps of all layers may take this much memory; larger models skip the comparison."""
+
+
+class SelfCheckable(Protocol):
+    """What the self-check needs of a model."""
+
+    model: Any
+    n_layers: int
+    n_heads: int
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def encode(self, text: str, images: Sequence[Image.Image]) -> Any: ...
+    def move(self, inputs: Any) -> dict[str, Tensor]: ...
+    def generation_settings(self, wanted: Any) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One proof: True holds, False fails, None was skipped; `detail` says with which numbers, or why."""
+
+    proof: str
+    holds: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """All findings, and facts (JSON-able) about the model and the cost."""
+
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no proof failed."""
+        return all(finding.holds is not False for finding in self.findings)
+
+
+def drawn_image(size: int = 336) -> Image.Image:
+    """Three shapes on a plain ground; the same picture everywhere."""
+    image = Image.new("RGB", (size, size), (235, 235, 225))
+    draw = ImageDraw.Draw(image)
+    unit = size // 12
+    draw.rectangle((unit, unit, 4 * unit, 4 * unit), fill=(200, 40, 40))
+    draw.ellipse((6 * unit, 2 * unit, 10 * unit, 6 * unit), fill=(40, 80, 200))
+    draw.polygon([(3 * unit, 11 * unit), (5 * unit, 7 * unit), (7 * unit, 11 * unit)], fill=(40, 150, 60))
+    return image
+
+
+def self_check(model: SelfCheckable, repeats: int = 7, image: Image.Image | None = None) -> SelfCheck:
+    """Prove that rows are right and harmless, and measure what they cost.
+
+    Parameters
+    ----------
+    model : SelfCheckable
+        A VisualModel.
+    repeats : int
+        Pairs of timed runs, on and off in turn.
+    image : PIL image or None
+        None: `drawn_image()`.
+
+    Returns
+    -------
+    SelfCheck
+    """
+    encoded = model.encode(QUESTION, [drawn_image() if image is None else image])
+    inputs = model.move(encoded.inputs)
+    settings = model.generation_settings({"max_new_tokens": 2})
+    captured = {query: generate_with_rows(model.model, inputs, query, settings) for query in (*QUERIES, None)}
+    rows = captured[QUERIES[0]].rows
+    if rows is None:
+        raise AssertionError("a query was given, so rows were read")
+    tokens = captured[None].tokens
+    findings = (
+        _sums(rows),
+        _eager(model, inputs, tokens[:, :1], rows),
+        _influence(model, inputs, captured[None].first_logits),
+        _equal_answers(tokens, {query: captured[query].tokens for query in QUERIES}),
+    )
+    off, on = _times(
+        lambda query: generate_with_rows(model.model, inputs, query, settings), repeats, model.device.type == "cuda"
+    )
+    attention = rows[:, 0][..., encoded.visual_positions.to(rows.device)].sum(-1)
+    largest = int(attention.argmax())
+    ratios = sorted(a / b for a, b in zip(on, off, strict=True))
+    facts = {
+        "layers": model.n_layers,
+        "heads": model.n_heads,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "prompt_tokens": len(encoded),
+        "visual_tokens": len(encoded.visual_positions),
+        "patch_tokens": len(encoded.patch_positions),
+        "largest_image_attention": float(attention.max()),
+        "largest_image_attention_layer": largest // model.n_heads,
+        "largest_image_attention_head": largest % model.n_heads,
+        "seconds_capture_off": median(off),
+        "seconds_capture_on": median(on),
+        "cost_ratio": median(ratios),
+        "cost_ratio_low": ratios[0],
+        "cost_ratio_high": ratios[-1],
+        "repeats": repeats,
+    }
+    return SelfCheck(findings, facts)
+
+
+def _sums(rows: Tensor) -> Finding:
+    off_by = float((rows.sum(-1) - 1).abs().max())
+    holds = bool(rows.isfinite().all()) and off_by <= SUM_TOLERANCE
+    return Finding("every row sums to 1", holds, f"{rows.shape[0] * rows.shape[2]} heads, off by at most {off_by:.1e}")
+
+
+@torch.inference_mode()
+def _eager(model: SelfCheckable, inputs: dict[str, Tensor], token: Tensor, rows: Tensor) -> Finding:
+    """Rows of the first generated token against transformers' eager attention, which builds full maps."""
+    proof = "rows equal eager attention"
+    ids = torch.cat([inputs["input_ids"], token], dim=1)
+    if model.dtype != torch.float32:
+        return Finding(proof, None, f"skipped: eager attention rounds its maps to {model.dtype}; use dtype=float32")
+    needed = model.n_layers * model.n_heads * ids.shape[1] ** 2 * 4
+    if needed > EAGER_BYTES:
+        return Finding(proof, None, f"skipped: full maps would take {needed / 2**30:.1f} GiB")
+    text_config = model.model.config.get_text_config(decoder=True)
+    part = next((n for n in model.model.config.sub_configs if getattr(model.model.config, n) is text_config), None)
+    model.model.set_attn_implementation({part: "eager"} if part else "eager")
+    try:
+        maps = model.model(
+            **{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            output_attentions=True,
+            use_cache=False,
+            logits_to_keep=1,
+        ).attentions
+    finally:
+        attach(model.model)
+    off_by = max(float((full[0, :, -1].float() - row).abs().max()) for full, row in zip(maps, rows[:, 0], strict=True))
+    return Finding(proof, off_by <= EAGER_TOLERANCE, f"off by at most {off_by:.1e}")
+
+
+def _influence(model: SelfCheckable, inputs: dict[str, Tensor], logits: Tensor) -> Finding:
+    """Even attention put behind our name must change the logits: then it is our function that the model calls."""
+
+    def even_attention(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return visual_heads_attention(module, torch.zeros_like(query), *args, **kwargs)
+
+    AttentionInterface.register(ATTENTION_NAME, even_attention)
+    try:
+        with torch.inference_mode():
+            changed = model.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+    finally:
+        AttentionInterface.register(ATTENTION_NAME, visual_heads_attention)
+    difference = float((changed - logits).abs().max())
+    return Finding("changing the attention changes the logits", difference > 1e-3, f"by up to {difference:.2g}")
+
+
+def _equal_answers(off: Tensor, on: dict[str, Tensor]) -> Finding:
+    different = [query for query, tokens in on.items() if not torch.equal(off, tokens)]
+    detail = f"different with {', '.join(different)}" if different else f"both queries, {off.shape[1]} tokens"
+    return Finding("answers with capture on equal answers with capture off", not different, detail)
+
+
+def _times(run: Callable[[str | None], Any], repeats: int, on_gpu: bool) -> tuple[list[float], list[float]]:
+    """Seconds of runs with capture off and on, in turn, so that a drift of the machine hits both alike."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for which, query in enumerate((None, QUERIES[0])):
+            start = time.perf_counter()
+            run(query)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds[which].append(time.perf_counter() - start)
+    return seconds

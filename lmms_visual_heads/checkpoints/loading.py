@@ -1,0 +1,246 @@
+"""A folder or hub id -> VisualModel. Every way in which a checkpoint can be wrong ends in one sentence.
+
+Hugging Face format of LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA. Weights are safetensors or `weights_only` pickles; nothing
+that is loaded runs code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    PreTrainedModel,
+    VipLlavaForConditionalGeneration,
+)
+
+from lmms_visual_heads.capture.attention import attach
+from lmms_visual_heads.checkpoints.encoding import PromptEncoder
+from lmms_visual_heads.checkpoints.model import VisualModel
+from lmms_visual_heads.checkpoints.processors import describe_image_processor, load_processor
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.names import model_name as name_of
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "vipllava": VipLlavaForConditionalGeneration,
+}
+"""Supported model types of config.json -> class."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_SUPPORTED = "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava) in Hugging Face format"
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+def load_model(
+    pretrained: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    conversation: str | None = None,
+    model_name: str | None = None,
+) -> VisualModel:
+    """Load a checkpoint for reading its attention heads.
+
+    Parameters
+    ----------
+    pretrained : str or Path
+        Folder or hub id.
+    device : str, torch.device or None
+        None: "cuda" where there is one, else "cpu".
+    dtype : {"float32", "float16", "bfloat16", "auto"}, torch.dtype or None
+        None: bfloat16 on a GPU, float32 on the CPU; "auto": as stored.
+    revision : str or None
+        Branch, tag or commit on the hub.
+    conversation : str or None
+        A conversation template of the original format; refused for the Hugging Face format, which has a chat template.
+    model_name : str or None
+        None: the hub id, or the last two parts of the path.
+
+    Returns
+    -------
+    VisualModel
+
+    Raises
+    ------
+    VisualHeadsError
+        No such checkpoint; not a supported one; files missing, truncated or not fitting each other; unknown device or
+        dtype.
+
+    Examples
+    --------
+    >>> model = load_model("llava-hf/llava-1.5-7b-hf")  # doctest: +SKIP
+    """
+    source = _source(pretrained)
+    config = _config(source, revision)
+    if conversation is not None:
+        raise VisualHeadsError(
+            "conversation= names a template of the original llava format; "
+            f"{source} is in Hugging Face format and has its own chat template. Leave conversation= out."
+        )
+    where = _device(device)
+    wanted = _dtype(dtype, where)
+    try:
+        processor = load_processor(source, config, revision)
+        encoder = PromptEncoder(processor, config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise VisualHeadsError(
+            f"A checkpoint needs its processor and tokenizer files; those of {source} cannot be read "
+            f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from."
+        ) from error
+    model = _weights(source, config, revision, wanted, where)
+    attach(model)
+    return VisualModel(
+        name_of(str(pretrained), model_name), model, encoder, _describe(source, revision, model_name, model, processor)
+    )
+
+
+def _source(pretrained: str | Path) -> str:
+    """The folder or hub id as transformers wants it; refuses what is neither."""
+    text = str(pretrained).strip()
+    if not text:
+        raise VisualHeadsError("A checkpoint is a folder or a hub id; pretrained= is empty. Give one of them.")
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise VisualHeadsError(
+                f"A checkpoint's folder needs config.json; {folder} has none. "
+                "Give the folder that holds the weights, or a hub id."
+            )
+        return str(folder)
+    if folder.exists():
+        raise VisualHeadsError(f"A checkpoint is a folder or a hub id; {folder} is a file. Give its folder.")
+    if not _HUB_ID.match(text):
+        raise VisualHeadsError(f"A checkpoint is a folder or a hub id; there is no folder {text}. Check the path.")
+    return text
+
+
+def _config(source: str, revision: str | None) -> Any:
+    """The checkpoint's config, of a supported model type."""
+    folder = Path(source)
+    if folder.is_dir():
+        try:
+            stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise VisualHeadsError(
+                f"config.json must be a JSON document; {folder / 'config.json'} cannot be read "
+                f"({_first_line(error)}). Copy it again from where the checkpoint comes from."
+            ) from error
+        if not isinstance(stored, dict):
+            raise VisualHeadsError(
+                f"config.json must be a JSON object; {folder / 'config.json'} is not. Copy it again."
+            )
+        _check_type(source, stored)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        if folder.is_dir():
+            raise VisualHeadsError(
+                f"config.json must describe a model that transformers knows; that of {source} does not "
+                f"({_first_line(error)}). Supported: {_SUPPORTED}."
+            ) from error
+        raise VisualHeadsError(
+            f"No such checkpoint: {source} is no folder here, and the hub did not give it"
+            f"{f' at revision {revision}' if revision else ''} ({_first_line(error)}). "
+            "Check the spelling, the network (HF_HUB_OFFLINE) and your access."
+        ) from error
+    _check_type(source, {"model_type": config.model_type, "architectures": config.architectures})
+    return config
+
+
+def _check_type(source: str, config: dict[str, Any]) -> None:
+    kind = config.get("model_type")
+    if "mm_vision_tower" in config:
+        raise VisualHeadsError(
+            f"Supported are {_SUPPORTED}; {source} is in the original llava format (model_type {kind!r}). "
+            "Give the converted checkpoint, for example from llava-hf on the hub."
+        )
+    if kind not in MODEL_CLASSES:
+        raise VisualHeadsError(f"Supported are {_SUPPORTED}; {source} has model_type {kind!r}. Give one of these.")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise VisualHeadsError(
+            f"device must be a torch device such as cpu, cuda or cuda:1; got {device!r}. Choose one of these."
+        ) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise VisualHeadsError(
+            f"device {str(device)!r} needs {(found.index or 0) + 1} GPU(s); torch sees {torch.cuda.device_count()}. "
+            "Use device=cpu, or install a torch build for your GPU."
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise VisualHeadsError(f"dtype must be one of {', '.join(DTYPES)} or auto; got {dtype!r}. Choose one of these.")
+    return DTYPES[dtype]
+
+
+def _weights(
+    source: str, config: Any, revision: str | None, dtype: torch.dtype | str, device: torch.device
+) -> PreTrainedModel:
+    """The model in evaluation mode on `device`; every weight must come from the checkpoint."""
+    model_class = MODEL_CLASSES[config.model_type]
+    placement = {"device_map": {"": device}} if device.type != "cpu" else {}
+    try:
+        model, report = model_class.from_pretrained(
+            source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **placement
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise VisualHeadsError(
+            f"A checkpoint's weight files must be whole and fit its config.json; those of {source} do not "
+            f"({_first_line(error)}). Copy the missing or truncated file again."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise VisualHeadsError(
+            f"A checkpoint must hold every weight of its model; {source} lacks {len(missing)}, such as {missing[0]}. "
+            "Copy the missing files again."
+        )
+    return model.eval()
+
+
+def _describe(
+    source: str, revision: str | None, model_name: str | None, model: PreTrainedModel, processor: Any
+) -> dict[str, Any]:
+    text_config = model.config.get_text_config(decoder=True)
+    language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    return {
+        "name": name_of(source, model_name),
+        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "format": "huggingface",
+        "layers": int(text_config.num_hidden_layers),
+        "heads": int(text_config.num_attention_heads),
+        "language_model_parameters": sum({id(p): p.numel() for p in language}.values()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "image_processor": describe_image_processor(processor.image_processor),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error, without its full stop, for quoting inside a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")

@@ -1,0 +1,309 @@
+"""VisualModel: a vision-language model whose attention heads can be read while it answers.
+
+Answers are those of the model without us. Shapes: L layers, H heads, K key positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lmms_visual_heads.capture.generation import check_query, generate_with_rows
+from lmms_visual_heads.checkpoints.encoding import Encoded, PromptEncoder
+from lmms_visual_heads.checkpoints.rows import AttentionRows
+from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_continuation
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.preprocessing import Preprocessing
+from lmms_visual_heads.geometry.regions import patch_regions
+from lmms_visual_heads.schema import DEFAULT_QUERY, QUERIES
+from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_statistics
+from lmms_visual_heads.statistics.heads import head_statistics
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One document's answer.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        Generated tokens, the end token included.
+    text : str
+        Their text, without special tokens.
+    rows : Tensor [L, H, K] float32 on the model's device, or None
+        K is prompt + 1 (first_generated) or prompt (last_prompt); None with capture off.
+    answer : AnswerStatistics
+    """
+
+    token_ids: list[int]
+    text: str
+    rows: Tensor | None
+    answer: AnswerStatistics
+
+
+class VisualModel:
+    """A loaded checkpoint; made by `load_model`.
+
+    Parameters
+    ----------
+    name : str
+        Joins heads and scores.
+    model : PreTrainedModel
+        In evaluation mode, after `capture.attention.attach`.
+    encoder : PromptEncoder
+    description : dict
+        JSON-able facts about the checkpoint, written beside every measurement.
+    """
+
+    def __init__(self, name: str, model: Any, encoder: PromptEncoder, description: dict[str, Any]) -> None:
+        self.name = name
+        self.model = model
+        self.encoder = encoder
+        self.description = description
+        text_config = model.config.get_text_config(decoder=True)
+        self.n_layers = int(text_config.num_hidden_layers)
+        self.n_heads = int(text_config.num_attention_heads)
+        self.image_token_id = int(model.config.image_token_id)
+        self.max_positions = encoder.max_positions
+        self.end_token_ids = _end_tokens(model, encoder.tokenizer)
+        self._special_ids = frozenset(encoder.tokenizer.all_special_ids)
+        self.pad_token_id = _pad_token(model, encoder.tokenizer, self.end_token_ids)
+
+    def __repr__(self) -> str:
+        return f"VisualModel({self.name!r}, {self.n_layers} layers x {self.n_heads} heads, {self.dtype}, {self.device})"
+
+    @property
+    def processor(self) -> Any:
+        """The transformers processor."""
+        return self.encoder.processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the processor does to an image's geometry."""
+        return self.encoder.preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self.model.dtype
+
+    def prompt(self, text: str, n_images: int) -> str:
+        """The chat prompt that asks `text` about `n_images` images."""
+        return self.encoder.prompt(text, n_images)
+
+    def encode(self, text: str, images: Sequence[Image.Image]) -> Encoded:
+        """Encode one document; refuses a prompt that does not fit the model's context."""
+        return self.encoder.encode(text, images)
+
+    def generate(self, batch: Sequence[Encoded], *, query: str | None, **generation_kwargs: Any) -> list[Generation]:
+        """Answer a batch of documents of equal prompt length.
+
+        Parameters
+        ----------
+        batch : sequence of Encoded
+            Of equal prompt length; numbers of images may differ.
+        query : {"first_generated", "last_prompt"} or None
+            Which rows are read; None reads none.
+        **generation_kwargs
+            Passed to transformers' `generate`. None values are dropped, decoding is greedy unless `do_sample` or a
+            positive `temperature` is given.
+
+        Returns
+        -------
+        list of Generation
+            In the order of `batch`.
+
+        Raises
+        ------
+        ValueError
+            When prompt lengths differ.
+        VisualHeadsError
+            When `query` is unknown.
+        """
+        check_query(query)
+        if not batch:
+            return []
+        inputs = self._stack(batch)
+        settings = self.generation_settings(generation_kwargs)
+        captured = generate_with_rows(self.model, inputs, query, settings)
+        tokens = captured.tokens.tolist()
+        generations = []
+        for i in range(len(batch)):
+            ids = self._until_end(tokens[i])
+            index = int(len(ids) > 1 and captured.second_logits is not None and self._is_blank(ids[0]))
+            logits = captured.second_logits if index and captured.second_logits is not None else captured.first_logits
+            known = None if captured.log_probabilities is None else captured.log_probabilities[i, : len(ids)]
+            answer = answer_statistics(
+                logits[i], answer_token_index=index, n_answer_tokens=len(ids), log_probabilities=known
+            )
+            rows = None if captured.rows is None else captured.rows[:, i]
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            generations.append(Generation(ids, text, rows, answer))
+        return generations
+
+    def score(self, encoded: Encoded, continuation: str, *, query: str | None) -> ScoredContinuation:
+        """Log-likelihood of `continuation` as the assistant's answer (see `scoring.score_continuation`)."""
+        check_query(query)
+        return score_continuation(self, encoded, continuation, query)
+
+    def attention_rows(
+        self,
+        image: Image.Image | str | Path,
+        question: str,
+        query: str = DEFAULT_QUERY,
+        boxes: Sequence[Any] | None = None,
+        max_new_tokens: int = 1,
+    ) -> AttentionRows:
+        """Ask `question` about `image` and read the heads' rows.
+
+        Parameters
+        ----------
+        image : PIL image or path
+        question : str
+        query : {"first_generated", "last_prompt"}
+        boxes : sequence of (x0, y0, x1, y1), one such box, or None
+            In pixels of the image, half-open; together they are the region.
+        max_new_tokens : int
+            Length of the answer.
+
+        Returns
+        -------
+        AttentionRows
+
+        Raises
+        ------
+        VisualHeadsError
+            For an unknown query, a bad box, or a prompt that does not fit.
+        """
+        if query not in QUERIES:
+            check_query(str(query))
+        if not isinstance(image, Image.Image):
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        encoded = self.encode(question, [image])
+        region = self.region(encoded, boxes)
+        generation = self.generate([encoded], query=query, max_new_tokens=max_new_tokens)[0]
+        if generation.rows is None:
+            raise AssertionError("a query was given, so rows were read")
+        return AttentionRows(
+            values=generation.rows.cpu(),
+            query=query,
+            visual_positions=encoded.visual_positions,
+            patch_positions=encoded.patch_positions,
+            region_positions=None if region is None else encoded.patch_positions[region],
+            sink_positions=encoded.sink_positions,
+            base_positions=encoded.base_positions,
+            prompt=encoded.prompt,
+            input_ids=encoded.input_ids,
+            answer=generation.text,
+            answer_ids=tuple(generation.token_ids),
+            answer_statistics=generation.answer,
+        )
+
+    def region(self, encoded: Encoded, boxes: Sequence[Any] | None) -> Tensor | None:
+        """Which patch tokens the boxes overlap: bool [n_patches], or None (no boxes, not one image, crop or pad)."""
+        if boxes is None or not len(boxes) or encoded.n_images != 1:
+            return None
+        if not hasattr(boxes[0], "__len__"):
+            boxes = [boxes]
+        width, height = encoded.image_sizes[0]
+        masks = patch_regions((height, width), boxes, self.preprocessing)
+        return None if masks is None else torch.from_numpy(masks.any(axis=0))
+
+    def head_statistics(self, encoded: Encoded, rows: Tensor, boxes: Sequence[Any] | None = None) -> dict[str, Tensor]:
+        """Head statistics of one document's rows [L, H, K]: a tensor [L, H] per column of the head table."""
+        return head_statistics(
+            rows,
+            encoded.visual_positions,
+            encoded.patch_positions,
+            encoded.sink_positions,
+            self.region(encoded, boxes),
+            encoded.base_positions,
+        )
+
+    def generation_settings(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of `generate`: None dropped, greedy unless asked otherwise, end and pad tokens set."""
+        settings = {name: value for name, value in wanted.items() if value is not None}
+        temperature = settings.get("temperature")
+        sampling = bool(settings.get("do_sample", temperature is not None and temperature > 0))
+        if temperature is not None and temperature <= 0:
+            sampling = False
+        settings["do_sample"] = sampling
+        if not sampling:
+            for name in _SAMPLING:
+                settings.pop(name, None)
+        settings.setdefault("eos_token_id", list(self.end_token_ids))
+        settings.setdefault("pad_token_id", self.pad_token_id)
+        return settings
+
+    def move(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`inputs` on the model's device, pixels in its dtype."""
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
+
+    def _stack(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
+        """One batch from documents of equal length; tiles are padded to the largest number of tiles."""
+        lengths = {len(encoded) for encoded in batch}
+        if len(lengths) > 1:
+            raise ValueError(f"generate needs documents of equal prompt length; got lengths {sorted(lengths)}")
+        stacked: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for encoded in batch for name in encoded.inputs):
+            tensors = [encoded.inputs[name] for encoded in batch if name in encoded.inputs]
+            if name == "pixel_values" and tensors[0].dim() == 5:
+                most = max(tensor.shape[1] for tensor in tensors)
+                tensors = [
+                    torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, 0, 0, most - tensor.shape[1])) for tensor in tensors
+                ]
+            stacked[name] = torch.cat(tensors)
+        return self.move(stacked)
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """`tokens` up to and with the first end token."""
+        for i, token in enumerate(tokens):
+            if token in self.end_token_ids:
+                return tokens[: i + 1]
+        return tokens
+
+    def _is_blank(self, token: int) -> bool:
+        """Whether a token decodes to white space only (LLaMA tokenizers put such a token before a digit)."""
+        return token not in self._special_ids and not self.tokenizer.decode([token]).strip()
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """End tokens of the generation config and of the tokenizer."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    found = dict.fromkeys(int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None)
+    if not found:
+        raise VisualHeadsError(
+            "Generation needs an end token; neither generation_config.json nor the tokenizer names one. "
+            "Add eos_token_id to generation_config.json."
+        )
+    return tuple(found)
+
+
+def _pad_token(model: Any, tokenizer: Any, end_tokens: tuple[int, ...]) -> int:
+    for token in (model.generation_config.pad_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return int(token)
+    return end_tokens[0]

@@ -1,0 +1,74 @@
+"""`visual-heads check`: loads a checkpoint, reads one row, proves the capture, says what it costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def check(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or auto.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, capture on and off.")] = 7,
+    output_format: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+) -> None:
+    """Load CHECKPOINT, read one row, prove the capture, say what it costs. Exit code 1 when a proof fails.
+
+    Examples:
+
+        visual-heads check llava-hf/llava-1.5-7b-hf
+
+        visual-heads check ./my-checkpoint --device cpu --dtype float32
+    """
+    from lmms_visual_heads.errors import VisualHeadsError
+
+    if output_format not in ("table", "json"):
+        raise VisualHeadsError(f"--format must be table or json; got {output_format!r}. Choose one of them.")
+
+    from lmms_visual_heads.capture.selfcheck import self_check
+    from lmms_visual_heads.checkpoints.loading import load_model
+
+    model = load_model(checkpoint, device=device, dtype=dtype, revision=revision)
+    result = self_check(model, repeats=repeats)
+    if output_format == "json":
+        import json
+
+        findings = [{"proof": f.proof, "holds": f.holds, "detail": f.detail} for f in result.findings]
+        typer.echo(json.dumps({"model": model.description, "findings": findings, "facts": result.facts}, indent=2))
+    else:
+        _print_table(model.name, result.findings, result.facts)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _print_table(name: str, findings: tuple, facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    words = {True: "[green]holds[/green]", False: "[red]FAILS[/red]", None: "[yellow]skipped[/yellow]"}
+    proofs = Table("proof", "", "with", title=f"Capture on {name}")
+    for finding in findings:
+        proofs.add_row(finding.proof, words[finding.holds], finding.detail)
+    measured = Table("fact", "value", title="What was measured")
+    measured.add_row("layers x heads", f"{facts['layers']} x {facts['heads']}")
+    measured.add_row("dtype, device", f"{facts['dtype']}, {facts['device']}")
+    measured.add_row(
+        "tokens",
+        f"{facts['prompt_tokens']} in the prompt, {facts['visual_tokens']} visual, {facts['patch_tokens']} with a patch",
+    )
+    measured.add_row(
+        "largest image attention",
+        f"{facts['largest_image_attention']:.3f} (layer {facts['largest_image_attention_layer']}, "
+        f"head {facts['largest_image_attention_head']})",
+    )
+    measured.add_row(
+        "cost of capture",
+        f"{facts['cost_ratio']:.3f} times capture off [{facts['cost_ratio_low']:.3f}, {facts['cost_ratio_high']:.3f}], "
+        f"{facts['repeats']} pairs of prefill + 2 tokens, {facts['seconds_capture_off']:.3f} s off",
+    )
+    console = Console()
+    console.print(proofs)
+    console.print(measured)

@@ -1,0 +1,27 @@
+"""Head tables -> head profiles -> a short, declared row of features per checkpoint. Never imports torch."""
+
+from __future__ import annotations
+
+from lmms_visual_heads.features.declared import FEATURE_NAMES, FEATURES, Feature
+from lmms_visual_heads.features.profiles import (
+    PROFILES_SUFFIX,
+    HeadProfiles,
+    head_profile,
+    read_profiles,
+    write_profiles,
+)
+from lmms_visual_heads.features.rows import common_tasks, feature_row, feature_table
+
+__all__ = [
+    "FEATURES",
+    "FEATURE_NAMES",
+    "PROFILES_SUFFIX",
+    "Feature",
+    "HeadProfiles",
+    "common_tasks",
+    "feature_row",
+    "feature_table",
+    "head_profile",
+    "read_profiles",
+    "write_profiles",
+]

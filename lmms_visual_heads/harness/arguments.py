@@ -1,0 +1,103 @@
+"""The `--model_args` of `visual_heads_llava`: parsed, checked, named. Values stay strings until they are given a type here.
+
+lmms-eval's own parser turns a revision like 0123456 or 12e4567 into a number; this one does not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.schema import DEFAULT_QUERY, PROBE_TASKS, QUERIES
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a run was asked to do; valid from birth."""
+
+    pretrained: str
+    model_name: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    conversation: str | None = None
+    heads: str = "heads"
+    query: str = DEFAULT_QUERY
+    capture_tasks: str = "+".join(PROBE_TASKS)
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.query not in QUERIES:
+            raise VisualHeadsError(
+                f"query must be one of {', '.join(QUERIES)}; {self.query!r} came. Write query={QUERIES[0]}."
+            )
+        if self.batch_size < 1:
+            raise VisualHeadsError(f"--batch_size must be at least 1; {self.batch_size} came.")
+
+    def captures(self, task: str) -> bool:
+        """Whether the heads are read on `task`."""
+        return any(fnmatchcase(task, pattern) for pattern in self.capture_tasks.split("+"))
+
+    def check_output_folder(self) -> Path:
+        """The folder for the tables, made if needed; found unwritable now rather than after the run."""
+        folder = Path(self.heads)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise VisualHeadsError(
+                f"heads= must name a folder that can be written; {str(folder)!r} cannot ({error.strerror}). "
+                "Name another with heads=DIR in --model_args."
+            ) from None
+        return folder
+
+
+def parse(text: str) -> dict[str, str]:
+    """`a=1,b=2` as a dictionary of strings."""
+    parsed: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, separator, value = part.partition("=")
+        if not separator:
+            raise VisualHeadsError(
+                f"--model_args takes name=value pairs separated by commas; {part!r} has no '='. "
+                "Lists within a value are joined by '+': capture_tasks=vhead_super+pope."
+            )
+        parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def check(given: dict[str, Any]) -> Arguments:
+    """Typed arguments from what lmms-eval passes.
+
+    Raises
+    ------
+    VisualHeadsError
+        For an unknown name, a missing `pretrained`, or a value of the wrong kind.
+    """
+    known = {field.name for field in fields(Arguments)}
+    given = {name: value for name, value in given.items() if value is not None and name != "max_batch_size"}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise VisualHeadsError(
+            f"visual_heads_llava does not know the argument {unknown[0]!r}; it takes {', '.join(sorted(known - {'batch_size'}))} "
+            f"(batch_size comes from --batch_size).{hint}"
+        )
+    if not given.get("pretrained"):
+        raise VisualHeadsError("visual_heads_llava needs a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
+    size = given.pop("batch_size", 1)
+    try:
+        batch_size = int(size)
+    except ValueError:
+        raise VisualHeadsError(
+            f"--batch_size must be a whole number; {size!r} is not supported yet. Name one, for example --batch_size 8."
+        ) from None
+    return Arguments(**{name: str(value) for name, value in given.items()}, batch_size=batch_size)

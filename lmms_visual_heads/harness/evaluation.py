@@ -1,0 +1,104 @@
+"""lmms-eval from Python and as a command: a short way for the zoo, the demo and the tests. Never imported by the plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.harness.plugin import MODEL_ID, tasks_folder
+
+
+def evaluate(
+    pretrained: str | Path,
+    tasks: Sequence[str],
+    *,
+    batch_size: int = 1,
+    limit: int | None = None,
+    **model_args: str,
+) -> dict[str, Any]:
+    """Run lmms-eval in this process on our own tasks only, which starts in a moment.
+
+    Parameters
+    ----------
+    pretrained : str or Path
+        Checkpoint.
+    tasks : sequence of str
+        Tasks or groups of the `tasks/` folder.
+    batch_size, limit
+        As for lmms-eval.
+    **model_args
+        Further arguments of `visual_heads_llava`, such as `heads="DIR"`.
+
+    Returns
+    -------
+    dict
+        lmms-eval's results document.
+    """
+    from lmms_eval import evaluator
+    from lmms_eval.tasks import TaskManager
+
+    from lmms_visual_heads.harness.model import VisualHeadsLlava
+
+    model = VisualHeadsLlava(pretrained=str(pretrained), batch_size=batch_size, **model_args)
+    manager = TaskManager("ERROR", include_path=str(tasks_folder()), include_defaults=False)
+    results = evaluator.simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        batch_size=batch_size,
+        bootstrap_iters=0,
+        log_samples=False,
+        verbosity="ERROR",
+    )
+    named = ",".join(f"{name}={value}" for name, value in {"pretrained": str(pretrained), **model_args}.items())
+    results["config"] |= {"model": MODEL_ID, "model_args": named}
+    return json.loads(json.dumps(results, default=str))
+
+
+def run_command(
+    pretrained: str | Path,
+    tasks: Sequence[str],
+    *,
+    output: Path,
+    heads: Path,
+    batch_size: int = 8,
+    limit: int | None = None,
+    name: str | None = None,
+) -> Path:
+    """Run the `lmms-eval` command as a user would, its log in `output`.
+
+    Returns
+    -------
+    Path
+        The results file that it wrote.
+
+    Raises
+    ------
+    VisualHeadsError
+        When it wrote none; lmms-eval's exit status does not tell.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    before = set(output.rglob("*_results.json"))
+    model_args = f"pretrained={pretrained},heads={heads}" + (f",model_name={name}" if name else "")
+    command = [sys.executable, "-m", "lmms_eval", "--model", MODEL_ID, "--model_args", model_args]
+    command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--output_path", str(output)]
+    command += ["--verbosity", "WARNING", *(["--limit", str(limit)] if limit is not None else [])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
+    log = output / "lmms-eval.log"
+    with log.open("a") as handle:
+        handle.write("$ " + " ".join(command[1:]) + "\n")
+        handle.flush()
+        subprocess.run(command, stdout=handle, env=environment, check=False)
+    written = sorted(set(output.rglob("*_results.json")) - before)
+    if not written:
+        raise VisualHeadsError(
+            f"lmms-eval wrote no results for {', '.join(tasks)}; the reason stands above and in {log}."
+        )
+    return written[-1]

@@ -1,0 +1,252 @@
+"""`visual_heads_llava`: the model that lmms-eval runs. It answers as a plain wrapper does and reads the heads on the way.
+
+Requests with prompts of equal length are answered together, so no batch is ever padded. A failure ends the run with its
+reason; it never becomes an answer. What is read goes to `recording.RunRecorder`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+
+from lmms_visual_heads.checkpoints.loading import load_model
+from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.harness import arguments, lmms_eval_facts
+from lmms_visual_heads.harness.endings import in_one_sentence
+from lmms_visual_heads.harness.recording import Document, RunRecorder
+from lmms_visual_heads.names import model_name
+from lmms_visual_heads.statistics.answers import AnswerStatistics
+
+PLAIN_GENERATION = {"max_new_tokens": 1024, "temperature": 0, "num_beams": 1}
+"""What a plain lmms-eval wrapper takes where a task says nothing."""
+GENERATION_ARGUMENTS = (
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "num_beams",
+    "repetition_penalty",
+)
+"""What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
+
+
+class VisualHeadsLlava(lmms):
+    """LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA checkpoints, with their heads read on the tasks of `capture_tasks`.
+
+    Parameters
+    ----------
+    pretrained : str
+        Folder or hub id.
+    model_name, revision, dtype, device, conversation : str, optional
+        Name in the tables; hub revision; "float32", "bfloat16" or "float16"; "cpu", "cuda", "cuda:1".
+    heads : str
+        Folder for the tables, default "heads".
+    query : str
+        "first_generated" (default) or "last_prompt".
+    capture_tasks : str
+        Tasks whose heads are read, joined by "+", wildcards allowed; default: the probe.
+    batch_size : int
+        Prompts of equal length that are answered together.
+
+    Raises
+    ------
+    VisualHeadsError
+        For unknown arguments, a folder that cannot be written, a checkpoint that cannot be loaded.
+    """
+
+    is_simple = True
+
+    @in_one_sentence
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.arguments = arguments.check(given)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise VisualHeadsError(
+                f"visual_heads_llava runs as one process in this version; WORLD_SIZE is {os.environ['WORLD_SIZE']}. "
+                "Start lmms-eval without a launcher, or one run per checkpoint."
+            )
+        folder = self.arguments.check_output_folder()
+        asked = self.arguments
+        self.visual_model: VisualModel = load_model(
+            asked.pretrained,
+            device=asked.device,
+            dtype=asked.dtype,
+            revision=asked.revision,
+            conversation=asked.conversation,
+        )
+        self._recorder = RunRecorder(
+            folder=folder,
+            name=model_name(asked.pretrained, asked.model_name),
+            query=asked.query,
+            model_description=self.visual_model.description,
+        )
+        self.batch_size = asked.batch_size
+        self.device = self.visual_model.device
+
+    @classmethod
+    @in_one_sentence
+    def create_from_arg_string(
+        cls, arg_string: str | dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> VisualHeadsLlava:
+        given = dict(arg_string) if isinstance(arg_string, dict) else arguments.parse(arg_string)
+        return cls(**{**given, **(additional_config or {})})
+
+    @in_one_sentence
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests; heads and answer statistics go to the recorder."""
+        with self._recorder.kept_on_failure():
+            return self._generate_until(requests)
+
+    def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        answers: list[GenerationResult | None] = [None] * len(requests)
+        waiting: dict[tuple[Any, ...], list[tuple[int, Document, Encoded]]] = {}
+        longest_first = sorted(range(len(requests)), key=lambda index: -len(requests[index].args[0]))
+        with tqdm(total=len(requests), desc="visual_heads_llava", disable=self.rank != 0) as progress:
+
+            def answer(key: tuple[Any, ...]) -> None:
+                batch = waiting.pop(key)
+                for (index, _, _), result in zip(batch, self._answer(batch, json.loads(key[0]), key[1]), strict=True):
+                    answers[index] = result
+                progress.update(len(batch))
+
+            for index in longest_first:
+                request = requests[index]
+                context, generation, doc_to_visual, doc_id, task, split = request.args
+                document = self._document(request, doc_to_visual, doc_id, task, split, context)
+                encoded = self._encode(document, context)
+                key = (
+                    json.dumps(self._generation_arguments(generation), sort_keys=True),
+                    document.captured,
+                    len(encoded),
+                    document.n_images > 0,
+                )
+                waiting.setdefault(key, []).append((index, document, encoded))
+                if len(waiting[key]) == self.batch_size:
+                    answer(key)
+                elif sum(map(len, waiting.values())) > 16 * self.batch_size:
+                    answer(max(waiting, key=lambda k: len(waiting[k])))
+            for key in list(waiting):
+                answer(key)
+        return [result for result in answers if result is not None]
+
+    @in_one_sentence
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(mean token loss, greedy?) of each continuation: the convention of lmms-eval's wrappers of these models.
+
+        lmms-eval 0.7.3 turns a bare pair into a string, with which multiple choice fails; inside a result it arrives whole.
+        """
+        with self._recorder.kept_on_failure():
+            return [self._score(one) for one in tqdm(requests, desc="visual_heads_llava", disable=self.rank != 0)]
+
+    def _score(self, request: Instance) -> GenerationResult:
+        context, continuation, doc_to_visual, doc_id, task, split = request.args
+        document = self._document(request, doc_to_visual, doc_id, task, split, context)
+        if not isinstance(continuation, str):
+            continuation = continuation(self.task_dict[task][split][doc_id])
+        encoded = self._encode(document, context)
+        query = self.arguments.query if document.captured else None
+        score = self.visual_model.score(encoded, continuation, query=query)
+        self._record(document, encoded, score.answer, score.rows)
+        return GenerationResult(text=(score.loss, score.is_greedy))
+
+    @in_one_sentence
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: the heads of a conversation have no agreed meaning."""
+        tasks = sorted({request.task_name for request in requests})
+        raise VisualHeadsError(
+            f"visual_heads_llava answers single questions; task {', '.join(tasks)} asks in several rounds. "
+            "Leave such tasks out of this run."
+        )
+
+    @in_one_sentence
+    def clean(self) -> None:
+        """Called by lmms-eval after the last request: the tables are finished here."""
+        self._recorder.finish(expected=lmms_eval_facts.requested_documents())
+        del self.visual_model
+        super().clean()
+
+    def _answer(
+        self, batch: list[tuple[int, Document, Encoded]], generation: dict[str, Any], captured: bool
+    ) -> list[GenerationResult]:
+        generated = self.visual_model.generate(
+            [encoded for _, _, encoded in batch], query=self.arguments.query if captured else None, **generation
+        )
+        results = []
+        for (_, document, encoded), one in zip(batch, generated, strict=True):
+            self._record(document, encoded, one.answer, one.rows)
+            counts = TokenCounts(input_tokens=len(encoded), output_tokens=len(one.token_ids))
+            results.append(GenerationResult(text=one.text, token_counts=counts))
+        return results
+
+    def _record(
+        self, document: Document, encoded: Encoded, answer: AnswerStatistics, rows: torch.Tensor | None
+    ) -> None:
+        statistics, share = None, None
+        if rows is not None and document.captured:
+            box = None if document.pointed_box is None else [document.pointed_box]
+            numbers = self.visual_model.head_statistics(encoded, rows, box)
+            region_share = numbers.pop("region_share")
+            share = None if bool(region_share.isnan().all()) else float(region_share[~region_share.isnan()][0])
+            stacked = torch.stack(list(numbers.values())).cpu().numpy()
+            statistics = dict(zip(numbers, stacked, strict=True))
+        self._recorder.add(
+            document,
+            answer=dataclasses.asdict(answer),
+            heads=statistics,
+            tokens={
+                "n_prompt_tokens": len(encoded),
+                "n_visual_tokens": len(encoded.visual_positions),
+                "n_patch_tokens": len(encoded.patch_positions),
+            },
+            region_share=share,
+        )
+
+    def _document(
+        self, request: Instance, doc_to_visual: Callable[[Any], Any], doc_id: int, task: str, split: str, context: str
+    ) -> Document:
+        doc = self.task_dict[task][split][doc_id]
+        try:
+            images = list(doc_to_visual(doc) or [])
+        except OSError as error:
+            raise VisualHeadsError(
+                f"Every image must be readable; that of document {doc_id} of task {task} is not ({error}). "
+                "Repair or remove it and run again."
+            ) from error
+        other = [type(image).__name__ for image in images if not isinstance(image, Image.Image)]
+        if other:
+            raise VisualHeadsError(
+                f"visual_heads_llava answers questions about images; document {doc_id} of task {task} has a {other[0]}. "
+                "Leave video and audio tasks out of this run."
+            )
+        return Document.of(
+            doc,
+            task=task,
+            doc_id=doc_id,
+            images=images,
+            context=context,
+            wanted=self.arguments.captures(task),
+            padding_only=bool(request.metadata.get("__padding_only__")),
+        )
+
+    def _encode(self, document: Document, context: str) -> Encoded:
+        try:
+            return self.visual_model.encode(context, document.images)
+        except VisualHeadsError as error:
+            raise VisualHeadsError(f"Task {document.task}, document {document.doc_id}: {error}") from None
+
+    @staticmethod
+    def _generation_arguments(given: dict[str, Any]) -> dict[str, Any]:
+        chosen = {**PLAIN_GENERATION, **{k: v for k, v in given.items() if k in GENERATION_ARGUMENTS and v is not None}}
+        # As lmms-eval's wrappers do: the temperature alone decides whether tokens are drawn.
+        return {**chosen, "do_sample": chosen["temperature"] > 0}

@@ -1,0 +1,191 @@
+"""How far to trust the page, in plain words computed from the numbers. Never claims more than was measured.
+
+Units: points. The verdict compares left-out predictions with the baseline over lineages, never over models of one training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lmms_visual_heads.report.score_frames import direct_scoring_error, equivalent_items, paired_difference
+
+Verdict = Literal["none", "too few", "not better", "worse", "better"]
+
+MIN_LINEAGES_TO_COMPARE = 5
+"""Below this many separate trainings the page does not say whether predictions beat the baseline."""
+
+MIN_LINEAGES_FOR_90 = 15
+"""Below this many a 90 % interval cannot be certified (DESIGN: users need at least 15 scored checkpoints)."""
+
+DIRECT_ITEMS = 200
+"""Scoring this many items of a benchmark is what a prediction has to compete with."""
+
+SMALL_PARAMETERS = 20_000_000
+"""Language models below this are not what people choose between; the page says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the page says about itself.
+
+    Attributes
+    ----------
+    verdict : str
+        "better", "not better", "worse" (than the baseline), "too few" (lineages to tell), "none" (nothing was evaluated).
+    sentence : str
+        The one sentence on how far to trust the predictions.
+    details : tuple of str
+        Further sentences, each with the numbers behind it.
+    numbers : dict
+        error, baseline_error, n_models, n_lineages, n_benchmarks, covered, n_intervals, equivalent_items, …; empty for "none".
+    """
+
+    verdict: Verdict
+    sentence: str
+    details: tuple[str, ...] = ()
+    numbers: dict[str, float] | None = None
+
+
+def trust(
+    evaluation: pd.DataFrame | None,
+    *,
+    level: float | None = None,
+    small: bool = False,
+    probe_documents: int | None = None,
+    certified: bool | None = None,
+) -> Trust:
+    """Judge predictions by their leave-one-lineage-out errors.
+
+    Parameters
+    ----------
+    evaluation : DataFrame or None
+        As `score_frames.evaluation_frame` gives it; None without a predictor.
+    level : float or None
+        Nominal level of the intervals, 0..1.
+    small : bool
+        Whether the models are the embedded small checkpoints.
+    probe_documents : int or None
+        Documents of the probe for one model: forward passes that direct scoring could have had instead.
+    certified : bool or None
+        Whether the predictor itself says that its lineages certify `level`; None: judged by `MIN_LINEAGES_FOR_90`.
+
+    Returns
+    -------
+    Trust
+    """
+    if evaluation is None or evaluation.empty:
+        return Trust("none", "No prediction was checked against a score here, so this page says nothing about scores.")
+    numbers = paired_difference(evaluation)
+    numbers["n_benchmarks"] = int(evaluation["benchmark"].nunique())
+    verdict = _verdict(numbers)
+    sentence = _sentence(verdict, numbers, small)
+    details = [_difference(numbers), _intervals(numbers, level, certified), *_direct(evaluation, numbers, probe_documents)]
+    return Trust(verdict, sentence, tuple(text for text in details if text), numbers)
+
+
+def is_small(parameters: Sequence[float | None], benchmarks: Sequence[str]) -> bool:
+    """Whether all models are tiny and all benchmarks are drawn scenes: the embedded checkpoints, not what people use."""
+    known = [value for value in parameters if value is not None and np.isfinite(value)]
+    drawn = all(name.startswith("scenes") for name in benchmarks)
+    return bool(known) and len(known) == len(parameters) and max(known) < SMALL_PARAMETERS and drawn
+
+
+def _verdict(numbers: dict[str, float]) -> Verdict:
+    if numbers["n_lineages"] < MIN_LINEAGES_TO_COMPARE:
+        return "too few"
+    if numbers["difference_high"] < 0:
+        return "better"
+    return "worse" if numbers["difference_low"] > 0 else "not better"
+
+
+def _sentence(verdict: Verdict, numbers: dict[str, float], small: bool) -> str:
+    what = (
+        f"{_count(numbers['n_models'], 'small model')} trained on drawn scenes"
+        if small
+        else _count(numbers["n_models"], "model")
+    )
+    who = f"{what} from {_count(numbers['n_lineages'], 'separate training')}"
+    error, baseline = f"{numbers['error']:.1f}", f"{numbers['baseline_error']:.1f}"
+    left_out = "predicting each with its own training left out"
+    if verdict == "too few":
+        return (
+            f"Take the predictions as an illustration only: {who} are too few to tell whether they beat the baseline "
+            f"(errors so far: {error} points on average, always guessing the others' mean {baseline})."
+        )
+    if verdict == "better":
+        return (
+            f"Trust a prediction to about {error} points: that is the average error over {who}, {left_out}, "
+            f"where always guessing the others' mean errs by {baseline}."
+        )
+    than = "worse than" if verdict == "worse" else "no better than"
+    return (
+        f"Do not choose between models by these predictions: over {who}, {left_out}, they err by {error} points "
+        f"on average, {than} always guessing the others' mean ({baseline})."
+    )
+
+
+def _difference(numbers: dict[str, float]) -> str:
+    if not np.isfinite(numbers["difference_low"]):
+        return ""
+    return (
+        f"Difference to the baseline over {_count(numbers['n_benchmarks'], 'benchmark')}: {_signed(numbers['difference'])} points "
+        f"(95 % interval {_signed(numbers['difference_low'])} to {_signed(numbers['difference_high'])}, "
+        "separate trainings drawn with replacement; negative is better than the baseline)."
+    )
+
+
+def _intervals(numbers: dict[str, float], level: float | None, certified: bool | None) -> str:
+    if not numbers["n_intervals"]:
+        return "The left-out predictions carry no intervals, so nothing is known about how sure they are."
+    held = f"{numbers['covered']:.0f} of {numbers['n_intervals']:.0f} left-out scores lay inside their intervals"
+    if level is None or not np.isfinite(level):
+        return f"{held}."
+    few = numbers["n_lineages"] < MIN_LINEAGES_FOR_90 if certified is None else not certified
+    if few:
+        return (
+            f"{held}, but {_count(numbers['n_lineages'], 'separate training')} cannot certify the {level:.0%} level: "
+            f"that takes at least {MIN_LINEAGES_FOR_90}. Read the intervals as rough."
+        ).replace("%", " %")
+    return f"{held}; they were made to hold {level:.0%}.".replace("%", " %")
+
+
+def _direct(evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents: int | None) -> list[str]:
+    """What direct scoring of a few items would have done instead; changes `numbers`."""
+    actual = evaluation["actual"]
+    error = numbers["error"]
+    few_hundred = direct_scoring_error(actual, DIRECT_ITEMS)
+    items = numbers["equivalent_items"] = equivalent_items(actual, error)
+    numbers["direct_items"], numbers["direct_error"] = float(DIRECT_ITEMS), few_hundred
+    sentences = []
+    if np.isfinite(items):
+        worth = "fewer than one item" if items < 1 else f"about {_count(round(items), 'item')}"
+        sentences.append(
+            f"A prediction is worth {worth} of direct scoring per benchmark; {DIRECT_ITEMS} items would err by about "
+            f"{few_hundred:.1f} points."
+        )
+    if few_hundred < error:
+        sentences.append(
+            f"Where a benchmark's labels are at hand, scoring {DIRECT_ITEMS} of its items directly is the better buy."
+        )
+    if probe_documents:
+        each = probe_documents / numbers["n_benchmarks"]
+        same = numbers["same_cost_error"] = direct_scoring_error(actual, each)
+        better = "direct scoring is" if same < error else "the probe is"
+        sentences.append(
+            f"At the probe's cost ({probe_documents:,} questions) one could score {each:,.0f} items of each benchmark "
+            f"instead and err by about {same:.1f} points: at that price {better} the better buy."
+        )
+    return sentences
+
+
+def _count(n: float, word: str) -> str:
+    return f"{n:,.0f} {word}{'' if n == 1 else 's'}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")

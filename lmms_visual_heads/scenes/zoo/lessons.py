@@ -1,0 +1,226 @@
+"""What a training sees: its own scenes, preprocessed like any image at inference, and questions about each of them.
+
+Scenes come from the same functions as those of the benchmarks, on streams that carry the training's seed in their name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlavaProcessor
+
+from lmms_visual_heads.scenes import generation, questions
+from lmms_visual_heads.scenes.drawing import draw_scene
+from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, IMAGE_SIZE, KIND_NAMES, QUADRANTS, Scene, kind_of
+from lmms_visual_heads.scenes.random_stream import RandomStream
+from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training
+
+SCENE_WEIGHTS = {"probe": 34, "crowd": 14, "single": 24, "colour_count": 14, "digit": 14}
+"""Per cent of the training scenes that each purpose provides."""
+N_EMPTY = 0
+"""Label of a patch that no thing is centred on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingScene:
+    """A scene and whether the pointing box is drawn on it."""
+
+    scene: Scene
+    with_box: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question with its answer. `kind` is one of `TURN_TYPES`."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def training_scene(seed: int, index: int, box_share: int) -> TrainingScene:
+    """Scene number `index` of the training with `seed`."""
+    stream = RandomStream(f"training-{seed}", index)
+    purpose = list(SCENE_WEIGHTS)[stream.weighted(list(SCENE_WEIGHTS.values()))]
+    if purpose == "probe":
+        return TrainingScene(generation.probe_scene(stream), stream.percent(box_share))
+    if purpose == "crowd":
+        scene = generation.crowd_scene(stream)
+    elif purpose == "single":
+        scene = generation.single_scene(stream)
+    elif purpose == "colour_count":
+        count = stream.between(0, generation.LARGEST_COLOUR_COUNT)
+        scene = generation.colour_count_scene(stream, stream.choice(COLOUR_NAMES), count)
+    else:
+        scene = generation.digit_scene(stream, stream.choice(DIGITS))
+    return TrainingScene(scene, False)
+
+
+def _turn(stream: RandomStream, kind: str, item: TrainingScene) -> Turn | None:
+    """A question of one type about a scene, or None where the scene cannot carry it."""
+    scene = item.scene
+    kinds = scene.kinds()
+    single = sorted(name for name, count in kinds.items() if count == 1)
+    digits = [thing.name for thing in scene.things if thing.name in DIGITS]
+    choices: Sequence[str] | None = None
+    if kind == "existence":
+        yes = bool(kinds) and stream.percent(50)
+        name = stream.choice(sorted(kinds) if yes else [name for name in KIND_NAMES if name not in kinds])
+        question, answer = questions.existence_question(name), "yes" if yes else "no"
+    elif kind in ("color", "color_word", "position"):
+        if not single:
+            return None
+        name = stream.choice(single)
+        (thing,) = [thing for thing in scene.things if thing.name == name]
+        if kind == "position":
+            question, answer, choices = questions.position_question(name), questions.LETTERS[thing.quadrant], QUADRANTS
+        elif kind == "color_word":
+            question, answer = f"What color is the {name}?", thing.colour
+        else:
+            yes = stream.percent(50)
+            colour = thing.colour if yes else stream.choice([c for c in COLOUR_NAMES if c != thing.colour])
+            question, answer = questions.color_question(name, colour), "yes" if yes else "no"
+    elif kind == "color_count":
+        if digits:
+            return None
+        present = sorted({thing.colour for thing in scene.things})
+        colour = stream.choice(present if stream.percent(80) else COLOUR_NAMES)
+        question, answer = questions.color_count_question(colour), questions.color_count_answer(scene, colour)
+    elif kind == "digit":
+        if not digits:
+            return None
+        question, answer = questions.DIGIT_QUESTION, digits[0]
+    elif kind == "name":
+        colours = [thing.colour for thing in scene.things]
+        lone = [thing for thing in scene.things if colours.count(thing.colour) == 1 and thing.name in KIND_NAMES]
+        if item.with_box and scene.pointed is not None:
+            question, answer = "What is this?", scene.things[scene.pointed].name
+        elif lone:
+            thing = stream.choice(lone)
+            question, answer = f"What thing is {thing.colour}?", thing.name
+        else:
+            return None
+    elif kind == "obj":
+        if not kinds:
+            return None
+        name = scene.things[scene.pointed].name if scene.pointed is not None else stream.choice(sorted(kinds))
+        question, answer = questions.probe_question("obj", name), str(kinds[name])
+    else:
+        if scene.pointed is None:
+            return None
+        name = scene.things[scene.pointed].name
+        question, answer = questions.probe_question(kind, name), questions.probe_answer(scene)
+    if len(answer) > 1 and answer.isdigit() and int(answer) > 12:
+        return None
+    return Turn(kind, questions.full_prompt(question, choices), answer)
+
+
+def turns_about(item: TrainingScene, training: Training, index: int) -> list[Turn]:
+    """`training.turns` questions about scene number `index`, drawn by the training's mixture."""
+    stream = RandomStream(f"turns-{training.seed}", index)
+    weights = [round(100 * training.mixture.get(kind, 0.0)) for kind in TURN_TYPES]
+    turns: list[Turn] = []
+    while len(turns) < training.turns:
+        turn = _turn(stream, TURN_TYPES[stream.weighted(weights)], item)
+        if turn is not None:
+            turns.append(turn)
+    return turns
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTurns:
+    """Questions as token ids, N scenes x Q turns.
+
+    `ids` int64 [N, Q, T]: the prompt behind the image, the blank and the answer word, padded on the right; `start` int64
+    [N, Q]: position of the last prompt token, which predicts the blank; `answer` int64 [N, Q]; `kind` int64 [N, Q] indexes
+    `TURN_TYPES`.
+    """
+
+    ids: Tensor
+    start: Tensor
+    answer: Tensor
+    kind: Tensor
+
+
+def encode_turns(turns: Sequence[Sequence[Turn]], processor: LlavaProcessor) -> EncodedTurns:
+    """Token ids of the turns, made with the tokenizer and the chat template that inference uses."""
+    known: dict[tuple[str, str], list[int]] = {}
+    for turn in {(turn.prompt, turn.answer) for row in turns for turn in row}:
+        content = [{"type": "image"}, {"type": "text", "text": turn[0]}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        ids = processor.tokenizer(f"{prompt} {turn[1]}")["input_ids"]
+        known[turn] = ids[ids.index(processor.tokenizer.convert_tokens_to_ids(processor.image_token)) + 1 :]
+    width = max(len(ids) for ids in known.values())
+    shape = (len(turns), len(turns[0]))
+    ids = torch.full((*shape, width), processor.tokenizer.pad_token_id)
+    start, answer, kind = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    for n, row in enumerate(turns):
+        for q, turn in enumerate(row):
+            tokens = known[turn.prompt, turn.answer]
+            ids[n, q, : len(tokens)] = torch.tensor(tokens)
+            start[n, q], answer[n, q] = len(tokens) - 3, tokens[-1]
+            kind[n, q] = TURN_TYPES.index(turn.kind)
+    return EncodedTurns(ids, start, answer, kind)
+
+
+def resized_images(scenes: Sequence[TrainingScene], processor: LlavaProcessor) -> Tensor:
+    """The drawn scenes after the processor's own resizing, uint8 [N, 3, size, size]."""
+    parts = []
+    for first in range(0, len(scenes), 64):
+        images = [draw_scene(item.scene, with_box=item.with_box) for item in scenes[first : first + 64]]
+        resized = processor.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
+        parts.append(torch.from_numpy(np.ascontiguousarray(resized["pixel_values"])).to(torch.uint8))
+    return torch.cat(parts)
+
+
+def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
+    """`pixel_values` of resized images, float32 [N, 3, size, size]: what the processor does after its resizing."""
+    settings = processor.image_processor
+    mean, std = (torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (settings.image_mean, settings.image_std))
+    return (images.to(torch.float32) * settings.rescale_factor - mean) / std
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLabels:
+    """What each patch shows, int64 [N, P] each, patches row by row.
+
+    `name`: 0 empty, else 1 + index into `KIND_NAMES + DIGITS` of the thing whose box is centred on the patch; `colour`: index
+    into `COLOUR_NAMES`, -1 where empty; `boxed`: 1 where that thing is the pointed one and its box is drawn; `quadrant` of the patch's centre.
+    """
+
+    name: Tensor
+    colour: Tensor
+    boxed: Tensor
+    quadrant: Tensor
+
+
+NAMES = KIND_NAMES + DIGITS
+
+
+def patch_labels(scenes: Sequence[TrainingScene], n_side: int) -> PatchLabels:
+    """Labels of an `n_side` x `n_side` patch grid over the drawn image."""
+    shape = (len(scenes), n_side * n_side)
+    name = torch.full(shape, N_EMPTY)
+    colour = torch.full(shape, -1)
+    boxed = torch.zeros(shape, dtype=torch.int64)
+    for n, item in enumerate(scenes):
+        for index, thing in enumerate(item.scene.things):
+            x0, y0, x1, y1 = thing.box
+            column, row = ((low + high) * n_side // (2 * IMAGE_SIZE) for low, high in ((x0, x1), (y0, y1)))
+            patch = row * n_side + column
+            name[n, patch] = 1 + NAMES.index(thing.name)
+            colour[n, patch] = COLOUR_NAMES.index(thing.colour)
+            boxed[n, patch] = int(item.with_box and index == item.scene.pointed)
+    side = torch.arange(n_side)
+    half = (2 * side + 1 > n_side).long()
+    quadrant = (2 * half[:, None] + half[None, :]).flatten().expand(shape)
+    return PatchLabels(name, colour, boxed, quadrant)
+
+
+def kind_plural(name: str) -> str:
+    """Plural of a kind's name."""
+    return kind_of(name).plural

@@ -1,0 +1,148 @@
+"""The settings of the small checkpoints' trainings, read from one YAML file.
+
+The file has `defaults`, which every training starts from, and `trainings`, a list in which each entry names itself and
+what it changes. A training is one lineage: own seed, own vision tower, own scenes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_visual_heads.errors import VisualHeadsError
+
+TURN_TYPES = (
+    "existence",
+    "color",
+    "color_word",
+    "position",
+    "color_count",
+    "digit",
+    "obj",
+    "general",
+    "super",
+    "name",
+)
+"""What a training asks: the five benchmarks, the three probe types, and two that no benchmark asks but that help to learn
+the words: `color_word` ("What color is the cat?") and `name` ("What is this?" beside a box, else "What thing is red?")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything that decides how one lineage comes out.
+
+    Sizes are in units (hidden), layers, heads and pixels; budgets in optimiser steps, so that they reproduce.
+    `snapshots` are the steps at which a checkpoint is kept; the last step is always kept.
+    """
+
+    name: str
+    seed: int
+    image_size: int = 48
+    patch_size: int = 12
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 4
+    feed_forward: int = 3
+    tower_hidden: int = 64
+    tower_layers: int = 2
+    tower_heads: int = 4
+    tower_steps: int = 600
+    tower_batch: int = 48
+    tower_learning_rate: float = 2e-3
+    alignment_steps: int = 400
+    alignment_learning_rate: float = 1e-2
+    steps: int = 8000
+    batch: int = 16
+    turns: int = 6
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 50
+    scenes: int = 8000
+    box_share: int = 50
+    mixture: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TURN_TYPES, 1.0))
+    snapshots: tuple[int, ...] = ()
+    shipped: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise VisualHeadsError(
+                f"A training needs an image size that its patch size divides; {self.name!r} has {self.image_size} and "
+                f"{self.patch_size}. Change one of them."
+            )
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise VisualHeadsError(
+                f"A training needs heads of an even width; {self.name!r} splits {self.hidden} units among {self.heads} "
+                "heads. Change one of them."
+            )
+        unknown = sorted(set(self.mixture) - set(TURN_TYPES))
+        if unknown:
+            raise VisualHeadsError(
+                f"A mixture may name {', '.join(TURN_TYPES)}; {self.name!r} names {', '.join(unknown)}. Remove the others."
+            )
+        if any(not 0 < step <= self.steps for step in self.snapshots):
+            raise VisualHeadsError(
+                f"Snapshots need steps from 1 to {self.steps}; {self.name!r} has {list(self.snapshots)}. Change them."
+            )
+
+    @property
+    def n_visual_tokens(self) -> int:
+        """Image embeddings per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """Steps at which a checkpoint is kept, in order; the last one is the end of the training."""
+        return tuple(sorted({*self.snapshots, self.steps}))
+
+    def checkpoint_name(self, step: int) -> str:
+        """Name of the checkpoint after `step` steps."""
+        return f"{self.name}-s{step}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return asdict(self) | {"snapshots": list(self.snapshots)}
+
+
+def default_settings_path() -> Path:
+    """The settings file inside the package."""
+    return Path(str(resources.files("lmms_visual_heads.scenes.zoo") / "zoo.yaml"))
+
+
+def read_settings(path: Path | None = None) -> list[Training]:
+    """The trainings of a settings file (default: the one in the package), in its order.
+
+    Raises
+    ------
+    VisualHeadsError
+        If the file is missing or no YAML, if a key is unknown, or if two trainings share a name or a seed.
+    """
+    path = default_settings_path() if path is None else path
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise VisualHeadsError(f"The zoo needs a settings file; {path} cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise VisualHeadsError(f"The zoo needs a YAML file; {path} is none ({error}). Correct it.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("trainings"), list):
+        raise VisualHeadsError(f"A settings file needs a list `trainings`; {path} has none. Add it.")
+    known = {f.name for f in fields(Training)}
+    trainings: list[Training] = []
+    for entry in content["trainings"]:
+        values = (content.get("defaults") or {}) | entry
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise VisualHeadsError(
+                f"A training knows the settings {', '.join(sorted(known))}; {path} has {', '.join(unknown)}. Remove them."
+            )
+        values["snapshots"] = tuple(values.get("snapshots", ()))
+        trainings.append(Training(**values))
+    for what in ("name", "seed"):
+        seen = [getattr(training, what) for training in trainings]
+        twice = sorted({str(value) for value in seen if seen.count(value) > 1})
+        if twice:
+            raise VisualHeadsError(f"Every training needs its own {what}; {path} repeats {', '.join(twice)}. Change it.")
+    return trainings

@@ -1,0 +1,129 @@
+"""Files of tables: finding them, writing them so that a reader never sees half a file. Never looks inside one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from lmms_visual_heads.errors import VisualHeadsError
+
+PART_SUFFIX = ".part"
+"""Ending of a file that is being written; left behind by a run that was killed."""
+
+UNFINISHED_SUFFIX = ".unfinished"
+"""Ending of a file whose run failed: complete Parquet with the rows measured until then, not read by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files found by `list_tables`, and the unfinished ones that were passed over."""
+
+    files: tuple[Path, ...]
+    unfinished: tuple[Path, ...]
+
+
+def list_tables(paths: Iterable[str | os.PathLike[str]], suffix: str) -> Listing:
+    """Files ending in `suffix` among `paths`; folders are searched recursively, each file stands once.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Files (any name) and folders.
+    suffix : str
+        Ending of finished tables, such as ".heads.parquet".
+
+    Raises
+    ------
+    VisualHeadsError
+        A path that does not exist, is a part of an unfinished run, or a folder without any finished table.
+    """
+    files: dict[Path, None] = {}
+    unfinished: dict[Path, None] = {}
+    for entry in paths:
+        path = Path(entry)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
+            parts = sorted(p for ending in (PART_SUFFIX, UNFINISHED_SUFFIX) for p in path.rglob(f"*{suffix}*{ending}"))
+            if not found:
+                tail = f", only {len(parts)} of unfinished runs" if parts else ""
+                raise VisualHeadsError(
+                    f"A folder with at least one *{suffix} file is required; {path} has none{tail}. "
+                    "Run the probe first, or name the folder that its heads= argument wrote to."
+                )
+            files.update(dict.fromkeys(found))
+            unfinished.update(dict.fromkeys(parts))
+        elif not path.exists():
+            raise VisualHeadsError(
+                f"No such file or folder: {path}. Name a *{suffix} file or the folder that holds it."
+            )
+        elif path.name.endswith((PART_SUFFIX, UNFINISHED_SUFFIX)):
+            raise VisualHeadsError(
+                f"A finished table is required; {path} belongs to a run that did not finish. Run the probe again to "
+                "the end."
+            )
+        else:
+            files[path] = None
+    return Listing(tuple(files), tuple(unfinished))
+
+
+def open_part(path: Path) -> tuple[IO[bytes], Path]:
+    """Create `<path>.part` (numbered when another run holds that name) and open it for writing.
+
+    Raises
+    ------
+    VisualHeadsError
+        When the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            part = path.with_name(path.name + (f".{number}" if number > 1 else "") + PART_SUFFIX)
+            try:
+                return part.open("xb"), part
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise VisualHeadsError(f"A folder that can be written is required; {path.parent} cannot: {error}.") from error
+    raise VisualHeadsError(f"Too many unfinished parts of {path}. Delete the *{PART_SUFFIX} files there.")
+
+
+def finalise(part: Path, path: Path) -> Path:
+    """Flush `part` to the disk and give it its final name in one step."""
+    with part.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's own entry, so that a rename survives a power cut (POSIX only)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a whole small file atomically.
+
+    Raises
+    ------
+    VisualHeadsError
+        When the file cannot be written; no half file is left.
+    """
+    target = Path(path)
+    handle, part = open_part(target)
+    try:
+        with handle:
+            handle.write(content)
+        return finalise(part, target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise VisualHeadsError(f"A file that can be written is required; {target} cannot: {error}.") from error

@@ -1,0 +1,170 @@
+"""The score table: CSV in and out, and the checks that every user of scores relies on.
+
+Columns: `schema.SCORE_COLUMNS`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.schema import SCORE_COLUMNS
+from lmms_visual_heads.tables import files
+
+_NEEDED = ("model", "benchmark", "score")
+_PERCENT_LOOKS_REAL = 5.0
+"""Above this many percent a benchmark's median makes scores of at most 1 look like fractions, not like percent."""
+
+
+def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Score table from a CSV file.
+
+    Columns `model`, `benchmark`, `score` are required; a missing `scale` is 1 where all scores of the benchmark lie in
+    0..1, else 100; a missing `metric` is "score", a missing `source` the file's name.
+
+    Raises
+    ------
+    VisualHeadsError
+        No such file, not a CSV, or a table that `check_scores` refuses.
+    """
+    target = Path(path)
+    if not target.is_file():
+        raise VisualHeadsError(
+            f"No such score table: {target}. Write one with: visual-heads scores RESULTS... --out {target.name}."
+        )
+    try:
+        frame = pd.read_csv(
+            target, dtype={"model": str, "benchmark": str, "metric": str, "source": str}, keep_default_na=True
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+        raise VisualHeadsError(
+            f"A CSV file with the columns {', '.join(c.name for c in SCORE_COLUMNS)} is required; {target} is none: "
+            f"{error}."
+        ) from error
+    missing = [name for name in _NEEDED if name not in frame.columns]
+    if missing:
+        raise VisualHeadsError(
+            f"A score table needs the columns {', '.join(_NEEDED)}; {target} lacks {', '.join(missing)}. "
+            "Write one with: visual-heads scores RESULTS... --out scores.csv."
+        )
+    return check_scores(_with_defaults(frame, str(target)), str(target))
+
+
+def write_scores(frame: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
+    """Write a score table as CSV, atomically; numbers read back exactly."""
+    columns = [c.name for c in SCORE_COLUMNS]
+    return files.write_bytes(path, check_scores(frame)[columns].to_csv(index=False, lineterminator="\n").encode())
+
+
+def check_scores(frame: pd.DataFrame, where: str = "the score table") -> pd.DataFrame:
+    """A clean copy of a score table: declared columns, one row per (model, benchmark), one scale per benchmark.
+
+    Raises
+    ------
+    VisualHeadsError
+        A column, name or score is missing; one model has two different scores of one benchmark; a benchmark has two
+        metrics or scales; a score lies outside 0..scale; fractions stand beside percent.
+    """
+    missing = [name for name in _NEEDED if name not in frame.columns]
+    if missing:
+        raise VisualHeadsError(
+            f"A score table needs the columns {', '.join(_NEEDED)}; {where} lacks {', '.join(missing)}."
+        )
+    clean = _with_defaults(frame, where)
+    for name in ("model", "benchmark"):
+        if clean[name].isna().any():
+            raise VisualHeadsError(
+                f"Every row of a score table needs a {name}; {where} has {int(clean[name].isna().sum())} rows "
+                "without. Fill them in."
+            )
+    finite = np.isfinite(clean["score"].to_numpy(dtype=float)) & np.isfinite(clean["scale"].to_numpy(dtype=float))
+    if not finite.all():
+        row = clean[~finite].iloc[0]
+        raise VisualHeadsError(
+            f"Every score and scale must be a finite number; {where} has score {row['score']} of scale "
+            f"{row['scale']} for "
+            f"{row['model']} on {row['benchmark']}. Mend the row or leave it out."
+        )
+    clean = clean.drop_duplicates(["model", "benchmark", "score", "scale"], keep="first")
+    _refuse_two_scores(clean, where)
+    for benchmark, rows in clean.groupby("benchmark", sort=True):
+        _check_benchmark(str(benchmark), rows, where)
+    return clean.reset_index(drop=True)
+
+
+def _with_defaults(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    clean = frame.copy()
+    clean["score"] = _number(clean["score"], "score", where)
+    if "scale" not in clean.columns:
+        clean["scale"] = np.nan
+    clean["scale"] = _number(clean["scale"], "scale", where)
+    largest = clean.groupby("benchmark")["score"].transform("max")
+    clean["scale"] = clean["scale"].fillna(largest.map(lambda value: 1.0 if value <= 1 else 100.0))
+    for name, default in (("metric", "score"), ("source", where)):
+        clean[name] = clean[name].fillna(default) if name in clean.columns else default
+    if "n_items" not in clean.columns:
+        clean["n_items"] = pd.NA
+    clean["n_items"] = _number(clean["n_items"], "n_items", where).round().astype("Int64")
+    return clean[[c.name for c in SCORE_COLUMNS]]
+
+
+def _number(column: pd.Series, name: str, where: str) -> pd.Series:
+    try:
+        return (
+            pd.to_numeric(column).astype("Float64").astype("float64")
+            if column.notna().any()
+            else column.astype("float64")
+        )
+    except (TypeError, ValueError) as error:
+        raise VisualHeadsError(
+            f"Column {name!r} of {where} must hold numbers: {error}. Mend the cell or leave it empty."
+        ) from error
+
+
+def _refuse_two_scores(clean: pd.DataFrame, where: str) -> None:
+    twice = clean[clean.duplicated(["model", "benchmark"], keep=False)]
+    if twice.empty:
+        return
+    model, benchmark = twice.iloc[0]["model"], twice.iloc[0]["benchmark"]
+    values = twice[(twice["model"] == model) & (twice["benchmark"] == benchmark)]["score"]
+    raise VisualHeadsError(
+        f"A model has one score per benchmark; {where} has {' and '.join(f'{v:g}' for v in values)} for {model} on "
+        f"{benchmark}. "
+        "Keep the row that was measured over more items."
+    )
+
+
+def _check_benchmark(benchmark: str, rows: pd.DataFrame, where: str) -> None:
+    def example(row: pd.Series) -> str:
+        return f"{row['score']:g} for {row['model']} (scale {row['scale']:g}, {row['metric']}, {row['source']})"
+
+    for name in ("scale", "metric"):
+        if rows[name].nunique() > 1:
+            first = rows.iloc[0]
+            other = rows[rows[name] != first[name]].iloc[0]
+            raise VisualHeadsError(
+                f"All scores of a benchmark need one {name}; {where} has {example(first)} beside {example(other)} "
+                f"on {benchmark}. "
+                f"Bring them to one {name}, or leave one source out."
+            )
+    scale = float(rows["scale"].iloc[0])
+    outside = rows[(rows["score"] < 0) | (rows["score"] > scale * (1 + 1e-9))]
+    inside = rows.drop(outside.index)
+    if len(outside):
+        worst = outside.iloc[0]
+        beside = f" beside {example(inside.iloc[0])}" if len(inside) else ""
+        raise VisualHeadsError(
+            f"Scores of {benchmark} must lie in 0..{scale:g}; {where} has {example(worst)}{beside}. "
+            "Fractions and percent must not be mixed: bring them to one scale."
+        )
+    fractions = rows[(rows["score"] > 0) & (rows["score"] <= 1)]
+    others = rows.drop(fractions.index)
+    if scale >= 100 and len(fractions) and len(others) and others["score"].median() > _PERCENT_LOOKS_REAL:
+        raise VisualHeadsError(
+            f"Scores of {benchmark} must be on one scale; {where} has {example(fractions.iloc[0])} beside "
+            f"{example(others.iloc[0])}, "
+            "which looks like a fraction beside percent. Bring them to one scale."
+        )
