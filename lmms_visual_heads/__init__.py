@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_model": "lmms_visual_heads.checkpoints.loading",
-    "read_head_table": "lmms_visual_heads.tables.heads",
+    "read_head_table": "lmms_visual_heads.tables",
     "BenchmarkPredictor": "lmms_visual_heads.prediction.predictor",
     "VisualHeadsError": "lmms_visual_heads.errors",
 }

@@ -108,13 +108,22 @@ class PlainWrapper(lmms):
         for request in requests:
             context, settings, doc_to_visual, doc_id, task, split = request.args
             images = doc_to_visual(self.task_dict[task][split][doc_id])
-            inputs = self.processor(text=[self._prompt(context, len(images))], images=images or None, return_tensors="pt")
-            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
+            inputs = self.processor(
+                text=[self._prompt(context, len(images))], images=images or None, return_tensors="pt"
+            )
+            inputs = {
+                k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+            }
             with torch.inference_mode():
                 tokens = self.model.generate(
-                    **inputs, do_sample=False, max_new_tokens=settings["max_new_tokens"], num_beams=settings.get("num_beams", 1)
+                    **inputs,
+                    do_sample=False,
+                    max_new_tokens=settings["max_new_tokens"],
+                    num_beams=settings.get("num_beams", 1),
                 )
-            texts.append(self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+            texts.append(
+                self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            )
         return texts
 
     def loglikelihood(self, requests: Any) -> list[Any]:
@@ -125,11 +134,15 @@ class PlainWrapper(lmms):
             whole = self.processor(
                 text=[self._prompt(context, len(images), answer)], images=images or None, return_tensors="pt"
             )
-            start = self.processor(text=[self._prompt(context, len(images))], images=images or None, return_tensors="pt")
+            start = self.processor(
+                text=[self._prompt(context, len(images))], images=images or None, return_tensors="pt"
+            )
             n = start["input_ids"].shape[1]
             labels = whole["input_ids"].clone()
             labels[:, :n] = -100
-            inputs = {k: v for k, v in whole.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
+            inputs = {
+                k: v for k, v in whole.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+            }
             with torch.inference_mode():
                 output = self.model(**inputs, labels=labels)
             greedy = output.logits[:, n:].argmax(-1)

@@ -87,7 +87,9 @@ def profile(
         if missing:
             gone = (part["layer"] == layers - 1) & (part["head"] == 0)
             part.loc[gone, part.columns[4:12]] = np.nan
-            part.loc[(part["layer"] == 0) & (part["head"] == 1), ["concentration", "focus", "visual_head_score"]] = np.nan
+            part.loc[(part["layer"] == 0) & (part["head"] == 1), ["concentration", "focus", "visual_head_score"]] = (
+                np.nan
+            )
         parts.append(part)
     metadata = {
         "schema_version": 1,
@@ -134,7 +136,9 @@ def evaluation(
     return pd.DataFrame(rows)
 
 
-def predictions(names: list[str], benchmarks: tuple[str, ...] = BENCHMARKS, *, seed: int = 1, flags: str = "") -> pd.DataFrame:
+def predictions(
+    names: list[str], benchmarks: tuple[str, ...] = BENCHMARKS, *, seed: int = 1, flags: str = ""
+) -> pd.DataFrame:
     """Predictions of the given models."""
     random = np.random.default_rng(seed)
     rows = []

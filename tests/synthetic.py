@@ -58,38 +58,36 @@ def head_rows(
     patches: int = 16,
 ) -> pd.DataFrame:
     """Rows of a head table whose image attention and region lift rise with `skill` (0..1)."""
-    pieces = []
-    base = 0.15 + 0.5 * skill * np.linspace(0.2, 1.0, layers)[:, None] * np.ones((layers, heads))
-    for task in tasks:
-        for document in range(documents):
-            attention = np.clip(base + random.normal(0, 0.02, (layers, heads)), 0.01, 0.98)
-            focus = np.clip(0.3 + skill + random.normal(0, 0.05, (layers, heads)), 0, np.log(patches))
-            concentration = focus / np.log(patches)
-            newline = np.zeros((layers, heads))
-            region = np.clip(attention * 0.125 * np.exp(skill), 0, attention)
-            layer, head = np.divmod(np.arange(layers * heads), heads)
-            values = {
-                "task": task,
-                "doc_id": document,
-                "item_id": f"scene-{document:04d}",
-                "layer": layer,
-                "head": head,
-                "image_attention": attention.ravel(),
-                "concentration": concentration.ravel(),
-                "focus": focus.ravel(),
-                "visual_head_score": (attention * concentration).ravel(),
-                "region_attention": region.ravel(),
-                "region_attention_base": np.nan,
-                "region_attention_tiles": np.nan,
-                "newline_attention": newline.ravel(),
-                "sink_attention": np.clip(0.9 - attention, 0, 1).ravel() * 0.5,
-                "region_share": 0.125,
-                "n_visual_tokens": patches,
-                "n_patch_tokens": patches,
-                "n_prompt_tokens": patches + 12,
-            }
-            pieces.append(pd.DataFrame(values))
-    return pd.concat(pieces, ignore_index=True)
+    size = layers * heads
+    n_rows = len(tasks) * documents * size
+    layer, head = np.divmod(np.tile(np.arange(size), len(tasks) * documents), heads)
+    attention = 0.15 + 0.5 * skill * np.linspace(0.2, 1.0, layers)[layer]
+    attention = np.clip(attention + random.normal(0, 0.02, n_rows), 0.01, 0.98)
+    focus = np.clip(0.3 + skill + random.normal(0, 0.05, n_rows), 0, np.log(patches))
+    concentration = focus / np.log(patches)
+    doc_id = np.tile(np.repeat(np.arange(documents), size), len(tasks))
+    return pd.DataFrame(
+        {
+            "task": np.repeat(tasks, documents * size),
+            "doc_id": doc_id,
+            "item_id": [f"scene-{document:04d}" for document in doc_id],
+            "layer": layer,
+            "head": head,
+            "image_attention": attention,
+            "concentration": concentration,
+            "focus": focus,
+            "visual_head_score": attention * concentration,
+            "region_attention": np.clip(attention * 0.125 * np.exp(skill), 0, attention),
+            "region_attention_base": np.nan,
+            "region_attention_tiles": np.nan,
+            "newline_attention": 0.0,
+            "sink_attention": np.clip(0.9 - attention, 0, 1) * 0.5,
+            "region_share": 0.125,
+            "n_visual_tokens": patches,
+            "n_patch_tokens": patches,
+            "n_prompt_tokens": patches + 12,
+        }
+    )
 
 
 def world(

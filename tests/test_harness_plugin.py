@@ -67,7 +67,8 @@ def test_every_task_file_is_a_task_or_a_group_of_them() -> None:
     manager = TaskManager("ERROR", include_defaults=False)
     folder = plugin.tasks_folder()
     groups = {
-        name: yaml.safe_load((folder / f"{name}.yaml").read_text())["task"] for name in ("vhead", "vhead_visual", "scenes")
+        name: yaml.safe_load((folder / f"{name}.yaml").read_text())["task"]
+        for name in ("vhead", "vhead_visual", "scenes")
     }
     members = [task for tasks in groups.values() for task in tasks]
     files = {path.stem for path in plugin.tasks_folder().glob("*.yaml")} - {"_template"}

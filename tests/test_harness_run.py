@@ -130,7 +130,10 @@ def test_the_probe_has_regions_and_pairs_its_scenes(tiny: Tiny, tmp_path: Path) 
 def test_the_fingerprint_is_that_of_the_data(tiny: Tiny, tmp_path: Path) -> None:
     def fingerprint(name: str, documents: list[dict[str, Any]], **more: Any) -> str:
         folder = tmp_path / name
-        run(VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(folder), **more), [InlineTask("vhead_obj", documents)])
+        run(
+            VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(folder), **more),
+            [InlineTask("vhead_obj", documents)],
+        )
         return tables(folder)[2]["tasks"]["vhead_obj"]["fingerprint"]
 
     same = fingerprint("same", questions(4))
@@ -143,22 +146,6 @@ def test_the_fingerprint_is_that_of_the_data(tiny: Tiny, tmp_path: Path) -> None
     assert same != fingerprint("words", reworded)
 
 
-def test_what_was_measured_is_kept_when_an_image_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:
-    def visual(doc: dict[str, Any]) -> list[Any]:
-        if doc["pictures"] == [20]:
-            raise OSError("cannot identify image file")
-        return [picture(doc["pictures"][0])]
-
-    documents = [{**doc, "question": "How many?"} for doc in questions(5)]
-    model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path), capture_tasks="broken")
-    with pytest.raises(VisualHeadsError, match="document 2 of task broken is not .cannot identify image file"):
-        run(model, [InlineTask("broken", documents, doc_to_visual=visual)])
-    assert not list(tmp_path.glob("*.parquet"))
-    kept = [path for path in tmp_path.iterdir() if "heads" in path.name]
-    assert len(kept) == 1
-    assert set(pq.read_table(kept[0]).to_pandas().doc_id) == {0, 1}
-
-
 def test_videos_several_rounds_and_long_prompts_are_refused_by_name(tiny: Tiny, tmp_path: Path) -> None:
     def model() -> VisualHeadsLlava:
         return VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
@@ -169,12 +156,6 @@ def test_videos_several_rounds_and_long_prompts_are_refused_by_name(tiny: Tiny, 
         run(model(), [InlineTask("long", [{"pictures": [1], "question": "why? " * 3000, "answer": ""}])])
     with pytest.raises(VisualHeadsError, match="task talk asks in several rounds"):
         run(model(), [InlineTask("talk", questions(1), output_type="generate_until_multi_round")])
-
-
-def test_several_processes_are_refused_for_now(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(VisualHeadsError, match="one process in this version; WORLD_SIZE is 2"):
-        VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
 
 
 def test_a_nan_head_is_missing_and_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

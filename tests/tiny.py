@@ -189,7 +189,9 @@ def tiny_checkpoint(
         processor = LlavaNextProcessor(image_processor=image_processor, **settings)
     else:
         if family == "vipllava":
-            model = VipLlavaForConditionalGeneration(VipLlavaConfig(**common, vision_feature_layer=[-2, -3, -4, -5, 2]))
+            model = VipLlavaForConditionalGeneration(
+                VipLlavaConfig(**common, vision_feature_layers=[-2, -3, -4, -5, 2])
+            )
         else:
             config = LlavaConfig(**common, vision_feature_layer=-2, vision_feature_select_strategy="default")
             model = LlavaForConditionalGeneration(config)

@@ -1,8 +1,8 @@
 """Attention rows out of one `generate` call.
 
 The answers are those of the same call without us, token for token. `first_generated` reads the first decode step
-(K = prompt + 1); where generation ended after one token, that step is run from the cache. With beams, whose cache
-rows are shuffled, rows and logits come from separate passes over prompt + first answer token.
+(K = prompt + 1); where generation ended after one token, that step is run from the cache. With beams and other
+decoding loops, rows and logits come from separate passes over prompt + first answer token.
 Shapes: L layers, B batch, H heads, K key positions, V vocabulary, T tokens.
 """
 
@@ -20,6 +20,8 @@ from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.rows import stack_rows
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import QUERIES
+
+_OTHER_LOOPS = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "prefill_chunk_size", "dola_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def generate_with_rows(
     """
     check_query(query)
     length = inputs["input_ids"].shape[1]
-    if settings.get("num_beams", 1) > 1 or settings.get("num_return_sequences", 1) > 1:
+    if _needs_passes_of_our_own(model, settings):
         return _generate_then_read(model, inputs, query, settings)
     row_pass = {None: None, "last_prompt": 0, "first_generated": 1}[query]
     with ForwardReader(model, row_pass) as reader:
@@ -88,11 +90,20 @@ def generate_with_rows(
     second_logits = reader.first_logits[1] if len(reader.first_logits) > 1 else None
     attentions = reader.attentions
     if query == "first_generated" and reader.n_passes == 1:
-        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], cache, read_rows=True)
+        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], cache, settings, read_rows=True)
     rows = _rows(model, attentions, length, query)
     return CapturedGeneration(
         tokens, rows, reader.first_logits[0], second_logits, reader.token_log_probabilities(tokens)
     )
+
+
+def _needs_passes_of_our_own(model: PreTrainedModel, settings: Mapping[str, Any]) -> bool:
+    """Whether `generate` will not run one prefill and then one step per token of each answer."""
+    for name in ("num_beams", "num_return_sequences"):
+        wanted = settings.get(name, getattr(model.generation_config, name, None))
+        if wanted is not None and wanted > 1:
+            return True
+    return any(settings.get(name) is not None for name in _OTHER_LOOPS)
 
 
 def _rows(
@@ -120,8 +131,9 @@ def _generate_then_read(
     tokens = sequences.view(batch, -1, sequences.shape[1])[:, 0, length:]
     with ForwardReader(model, 0 if query == "last_prompt" else None) as reader:
         output = model.generate(**inputs, **_one_token(settings), return_dict_in_generate=True)
+    cache = getattr(output, "past_key_values", None)
     attentions, second_logits = _step_after(
-        model, inputs, tokens[:, :1], getattr(output, "past_key_values", None), read_rows=query == "first_generated"
+        model, inputs, tokens[:, :1], cache, settings, read_rows=query == "first_generated"
     )
     attentions = reader.attentions if query == "last_prompt" else attentions
     rows = _rows(model, attentions, length, query)
@@ -129,7 +141,13 @@ def _generate_then_read(
 
 
 def _step_after(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], token: Tensor, cache: Any, *, read_rows: bool
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    token: Tensor,
+    cache: Any,
+    settings: Mapping[str, Any],
+    *,
+    read_rows: bool,
 ) -> tuple[tuple[Tensor, ...] | None, Tensor]:
     """The decode step on `token` [B, 1] after the prompt: (rows per layer or None, raw logits [B, V])."""
     ids = torch.cat([inputs["input_ids"], token.to(inputs["input_ids"])], dim=1)
@@ -140,7 +158,7 @@ def _step_after(
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,
             **rest,
-            **_one_token({}),
+            **_one_token(settings),
         )
     return reader.attentions, reader.first_logits[0]
 

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.images import as_rgb
 from lmms_visual_heads.geometry.layout import BASE, NO_PATCH, ImageLayout, image_layout
-from lmms_visual_heads.geometry.preprocessing import Preprocessing, read_preprocessing
+from lmms_visual_heads.geometry.preprocessing import Preprocessing, check_image_size, read_preprocessing
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}{% if loop.index0 == 0 %}A chat between a curious user and an artificial intelligence "
@@ -103,19 +104,14 @@ class PromptEncoder:
         VisualHeadsError
             When `text` holds placeholders, but not one per image, or the chat template loses images or text.
         """
-        placed = text.count(self.image_token)
-        if placed not in (0, n_images):
-            raise VisualHeadsError(
-                f"A prompt needs one {self.image_token} per image; got {placed} for {n_images} images. "
-                f"Leave {self.image_token} out of the text or write one per image."
-            )
+        placed = self.check_placed(text, n_images)
         missing = n_images - placed
         parts: list[dict[str, str]] = [{"type": "image"}] * missing + [{"type": "text", "text": text}]
         joined = " ".join([self.image_token] * missing) + ("\n" if missing else "") + text
         if self._template() is not None:
             for content in (parts, joined):
                 prompt = self._render(content, answer, typed=content is parts)
-                if prompt is not None and prompt.count(self.image_token) == n_images and text.strip() in prompt:
+                if prompt is not None and self._keeps(prompt, text, n_images):
                     return prompt
             raise VisualHeadsError(
                 f"The checkpoint's chat template must keep the question and one {self.image_token} per image; "
@@ -125,6 +121,16 @@ class PromptEncoder:
         if rendered is None:
             raise AssertionError("the default template takes plain strings")
         return rendered
+
+    def check_placed(self, text: str, n_images: int) -> int:
+        """Placeholders that stand in `text` already: none, or one per image."""
+        placed = text.count(self.image_token)
+        if placed not in (0, n_images):
+            raise VisualHeadsError(
+                f"A prompt needs one {self.image_token} per image; got {placed} for {n_images} images. "
+                f"Leave {self.image_token} out of the text or write one per image."
+            )
+        return placed
 
     def encode(self, text: str, images: Sequence[Image.Image]) -> Encoded:
         """Encode the question `text` about `images` (see `encode_prompt`)."""
@@ -169,13 +175,36 @@ class PromptEncoder:
 
     def tensors(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The processor's tensors for one prompt: only those that the model's forward takes."""
-        pictures = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        for image in images:
+            check_image_size((image.height, image.width), self.preprocessing)
+        pictures = [as_rgb(image) for image in images]
         encoded = self.processor(text=[prompt], images=pictures or None, return_tensors="pt")
         return {name: encoded[name] for name in _MODEL_INPUTS if name in encoded}
+
+    def text_ids(self, prompt: str) -> list[int]:
+        """Tokens of a prompt, one image token per placeholder."""
+        return list(self.tokenizer(prompt)["input_ids"])
+
+    def expand(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """`ids` with its n-th image token repeated `counts[n]` times."""
+        remaining = iter(counts)
+        expanded: list[int] = []
+        for token in ids:
+            expanded.extend([token] * (next(remaining) if token == self.config.image_token_id else 1))
+        return expanded
 
     def layout(self, image_size: tuple[int, int]) -> ImageLayout:
         """Visual tokens of an image of (height, width) pixels."""
         return image_layout(image_size, self.preprocessing, self._leading)
+
+    def regions(self, image_size: tuple[int, int], boxes: Sequence[Any]) -> np.ndarray | None:
+        """Which patch tokens the boxes overlap: bool [boxes, patches], or None where the geometry is not known."""
+        return patch_regions(image_size, boxes, self.preprocessing)
+
+    def _keeps(self, prompt: str, text: str, n_images: int) -> bool:
+        """Whether a rendered prompt holds the question and its images, and no list printed as text."""
+        printed = "{'type':" in prompt.replace(text.strip(), "")
+        return prompt.count(self.image_token) == n_images and text.strip() in prompt and not printed
 
     def _template(self) -> str | None:
         return getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)

@@ -1,6 +1,6 @@
 """A folder or hub id -> VisualModel. Every way in which a checkpoint can be wrong ends in one sentence.
 
-Hugging Face format of LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA. Weights are safetensors or `weights_only` pickles; nothing
+Hugging Face format of LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA, and the original `llava` format (original.py). Weights are safetensors or `weights_only` pickles; nothing
 that is loaded runs code.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     AutoConfig,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    PretrainedConfig,
     PreTrainedModel,
     VipLlavaForConditionalGeneration,
 )
@@ -24,7 +26,14 @@ from transformers import (
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.checkpoints.encoding import PromptEncoder
 from lmms_visual_heads.checkpoints.model import VisualModel
-from lmms_visual_heads.checkpoints.processors import describe_image_processor, load_processor
+from lmms_visual_heads.checkpoints.original import load_weights, read_checkpoint
+from lmms_visual_heads.checkpoints.original_config import IMAGE_ASPECTS, is_original
+from lmms_visual_heads.checkpoints.processors import (
+    describe_image_processor,
+    image_aspect_of,
+    load_processor,
+    set_image_aspect,
+)
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import model_name as name_of
 
@@ -35,9 +44,15 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 """Supported model types of config.json -> class."""
 
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers whose visual tokens are a plain grid of patches."""
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_SUPPORTED = "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava) in Hugging Face format"
+_SUPPORTED = (
+    "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava) in Hugging Face format, and "
+    "llava_llama, llava_mistral and llava_phi3 in the original format"
+)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -49,6 +64,7 @@ def load_model(
     revision: str | None = None,
     conversation: str | None = None,
     model_name: str | None = None,
+    image_aspect: str | None = None,
 ) -> VisualModel:
     """Load a checkpoint for reading its attention heads.
 
@@ -63,9 +79,14 @@ def load_model(
     revision : str or None
         Branch, tag or commit on the hub.
     conversation : str or None
-        A conversation template of the original format; refused for the Hugging Face format, which has a chat template.
+        A conversation template of the original format, under the original's name (`conversations.CONVERSATIONS`); None:
+        the one that the checkpoint was trained with. Refused for the Hugging Face format, which has a chat template.
     model_name : str or None
         None: the hub id, or the last two parts of the path.
+    image_aspect : {"pad", "crop"} or None
+        What happens to an image that is not square, for models with one view: padded to a square with the mean colour (as
+        the original code does) or cut to the middle square (as the processors published in Hugging Face format do).
+        None: as the checkpoint's files say.
 
     Returns
     -------
@@ -81,8 +102,21 @@ def load_model(
     --------
     >>> model = load_model("llava-hf/llava-1.5-7b-hf")  # doctest: +SKIP
     """
-    source = _source(pretrained)
-    config = _config(source, revision)
+    source = checked_source(pretrained)
+    if image_aspect is not None and image_aspect not in IMAGE_ASPECTS:
+        raise VisualHeadsError(f"image_aspect must be pad or crop; got {image_aspect!r}. Choose one, or leave it out.")
+    stored = stored_config(source, revision)
+    if is_original(stored):
+        where = _device(device)
+        wanted = _dtype(dtype, where)
+        checkpoint = read_checkpoint(source, stored, revision, conversation, image_aspect)
+        model = load_weights(checkpoint, wanted, where)
+        attach(model)
+        processor = checkpoint.processor()
+        description = _describe(source, revision, model_name, model, processor) | checkpoint.description()
+        encoder: PromptEncoder = checkpoint.encoder(processor, model.config)
+        return VisualModel(name_of(str(pretrained), model_name), model, encoder, description)
+    config = _config(source, revision, stored)
     if conversation is not None:
         raise VisualHeadsError(
             "conversation= names a template of the original llava format; "
@@ -92,6 +126,8 @@ def load_model(
     wanted = _dtype(dtype, where)
     try:
         processor = load_processor(source, config, revision)
+        if image_aspect is not None:
+            set_image_aspect(processor, config, image_aspect)
         encoder = PromptEncoder(processor, config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise VisualHeadsError(
@@ -105,7 +141,7 @@ def load_model(
     )
 
 
-def _source(pretrained: str | Path) -> str:
+def checked_source(pretrained: str | Path) -> str:
     """The folder or hub id as transformers wants it; refuses what is neither."""
     text = str(pretrained).strip()
     if not text:
@@ -125,8 +161,8 @@ def _source(pretrained: str | Path) -> str:
     return text
 
 
-def _config(source: str, revision: str | None) -> Any:
-    """The checkpoint's config, of a supported model type."""
+def stored_config(source: str, revision: str | None) -> dict[str, Any]:
+    """The checkpoint's config.json as it stands."""
     folder = Path(source)
     if folder.is_dir():
         try:
@@ -140,6 +176,25 @@ def _config(source: str, revision: str | None) -> Any:
             raise VisualHeadsError(
                 f"config.json must be a JSON object; {folder / 'config.json'} is not. Copy it again."
             )
+        return stored
+    try:
+        return PretrainedConfig.get_config_dict(source, revision=revision)[0]
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_such_checkpoint(source, revision, error) from error
+
+
+def _no_such_checkpoint(source: str, revision: str | None, error: BaseException) -> VisualHeadsError:
+    return VisualHeadsError(
+        f"No such checkpoint: {source} is no folder here, and the hub did not give it"
+        f"{f' at revision {revision}' if revision else ''} ({_first_line(error)}). "
+        "Check the spelling, the network (HF_HUB_OFFLINE) and your access."
+    )
+
+
+def _config(source: str, revision: str | None, stored: dict[str, Any]) -> Any:
+    """The checkpoint's config, of a supported model type."""
+    folder = Path(source)
+    if folder.is_dir():
         _check_type(source, stored)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
@@ -149,22 +204,19 @@ def _config(source: str, revision: str | None) -> Any:
                 f"config.json must describe a model that transformers knows; that of {source} does not "
                 f"({_first_line(error)}). Supported: {_SUPPORTED}."
             ) from error
+        raise _no_such_checkpoint(source, revision, error) from error
+    _check_type(source, {"model_type": config.model_type})
+    tower = config.vision_config.model_type
+    if tower not in TOWERS:
         raise VisualHeadsError(
-            f"No such checkpoint: {source} is no folder here, and the hub did not give it"
-            f"{f' at revision {revision}' if revision else ''} ({_first_line(error)}). "
-            "Check the spelling, the network (HF_HUB_OFFLINE) and your access."
-        ) from error
-    _check_type(source, {"model_type": config.model_type, "architectures": config.architectures})
+            f"The vision tower must be one of {', '.join(TOWERS)}; that of {source} is {tower!r}. "
+            "Give a checkpoint with one of these towers."
+        )
     return config
 
 
 def _check_type(source: str, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
-    if "mm_vision_tower" in config:
-        raise VisualHeadsError(
-            f"Supported are {_SUPPORTED}; {source} is in the original llava format (model_type {kind!r}). "
-            "Give the converted checkpoint, for example from llava-hf on the hub."
-        )
     if kind not in MODEL_CLASSES:
         raise VisualHeadsError(f"Supported are {_SUPPORTED}; {source} has model_type {kind!r}. Give one of these.")
 
@@ -206,6 +258,11 @@ def _weights(
         model, report = model_class.from_pretrained(
             source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **placement
         )
+    except UnpicklingError as error:
+        raise VisualHeadsError(
+            f"A checkpoint's .bin files must hold nothing but tensors; one of {source} is damaged or wants to run code, "
+            "and was not read further. Convert it to safetensors where you trust it, or copy it again."
+        ) from error
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
@@ -219,6 +276,8 @@ def _weights(
             f"A checkpoint must hold every weight of its model; {source} lacks {len(missing)}, such as {missing[0]}. "
             "Copy the missing files again."
         )
+    # every call says max_new_tokens; a stored max_length would only make transformers warn at each of them
+    model.generation_config.max_length = None
     return model.eval()
 
 
@@ -227,6 +286,9 @@ def _describe(
 ) -> dict[str, Any]:
     text_config = model.config.get_text_config(decoder=True)
     language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    # rows of the embedding for the placeholder only (original format) are no parameters of the language model
+    embedding = model.get_input_embeddings().weight
+    extra = embedding[model.lm_head.weight.shape[0] :].numel()
     return {
         "name": name_of(source, model_name),
         "revision": revision or getattr(model.config, "_commit_hash", None),
@@ -234,9 +296,10 @@ def _describe(
         "format": "huggingface",
         "layers": int(text_config.num_hidden_layers),
         "heads": int(text_config.num_attention_heads),
-        "language_model_parameters": sum({id(p): p.numel() for p in language}.values()),
+        "language_model_parameters": sum({id(p): p.numel() for p in language}.values()) - extra,
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_processor": describe_image_processor(processor.image_processor),
+        "image_aspect": image_aspect_of(processor.image_processor, model.config),
     }
 
 

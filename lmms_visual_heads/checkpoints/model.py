@@ -19,11 +19,14 @@ from lmms_visual_heads.checkpoints.encoding import Encoded, PromptEncoder
 from lmms_visual_heads.checkpoints.rows import AttentionRows
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_continuation
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.images import as_rgb
 from lmms_visual_heads.geometry.preprocessing import Preprocessing
-from lmms_visual_heads.geometry.regions import patch_regions
 from lmms_visual_heads.schema import DEFAULT_QUERY, QUERIES
 from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_statistics
 from lmms_visual_heads.statistics.heads import head_statistics
+
+DEFAULT_NEW_TOKENS = 1024
+"""Where a call does not say; as in lmms-eval's wrappers of these models."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
@@ -124,7 +127,8 @@ class VisualModel:
             Which rows are read; None reads none.
         **generation_kwargs
             Passed to transformers' `generate`. None values are dropped, decoding is greedy unless `do_sample` or a
-            positive `temperature` is given.
+            positive `temperature` is given, answers have at most 1,024 tokens unless `max_new_tokens` is given. With
+            several return sequences the first is returned.
 
         Returns
         -------
@@ -145,9 +149,11 @@ class VisualModel:
         settings = self.generation_settings(generation_kwargs)
         captured = generate_with_rows(self.model, inputs, query, settings)
         tokens = captured.tokens.tolist()
+        ends = settings["eos_token_id"]
+        ends = frozenset(ends) if isinstance(ends, list | tuple) else frozenset([ends])
         generations = []
         for i in range(len(batch)):
-            ids = self._until_end(tokens[i])
+            ids = _until_end(tokens[i], ends)
             index = int(len(ids) > 1 and captured.second_logits is not None and self._is_blank(ids[0]))
             logits = captured.second_logits if index and captured.second_logits is not None else captured.first_logits
             known = None if captured.log_probabilities is None else captured.log_probabilities[i, : len(ids)]
@@ -196,8 +202,7 @@ class VisualModel:
         if query not in QUERIES:
             check_query(str(query))
         if not isinstance(image, Image.Image):
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
+            image = _opened(image)
         encoded = self.encode(question, [image])
         region = self.region(encoded, boxes)
         generation = self.generate([encoded], query=query, max_new_tokens=max_new_tokens)[0]
@@ -219,13 +224,13 @@ class VisualModel:
         )
 
     def region(self, encoded: Encoded, boxes: Sequence[Any] | None) -> Tensor | None:
-        """Which patch tokens the boxes overlap: bool [n_patches], or None (no boxes, not one image, crop or pad)."""
+        """Which patch tokens the boxes overlap: bool [n_patches], or None (no boxes, not one image, unknown geometry)."""
         if boxes is None or not len(boxes) or encoded.n_images != 1:
             return None
         if not hasattr(boxes[0], "__len__"):
             boxes = [boxes]
         width, height = encoded.image_sizes[0]
-        masks = patch_regions((height, width), boxes, self.preprocessing)
+        masks = self.encoder.regions((height, width), boxes)
         return None if masks is None else torch.from_numpy(masks.any(axis=0))
 
     def head_statistics(self, encoded: Encoded, rows: Tensor, boxes: Sequence[Any] | None = None) -> dict[str, Tensor]:
@@ -250,6 +255,7 @@ class VisualModel:
         if not sampling:
             for name in _SAMPLING:
                 settings.pop(name, None)
+        settings.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
         settings.setdefault("eos_token_id", list(self.end_token_ids))
         settings.setdefault("pad_token_id", self.pad_token_id)
         return settings
@@ -277,16 +283,27 @@ class VisualModel:
             stacked[name] = torch.cat(tensors)
         return self.move(stacked)
 
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        """`tokens` up to and with the first end token."""
-        for i, token in enumerate(tokens):
-            if token in self.end_token_ids:
-                return tokens[: i + 1]
-        return tokens
-
     def _is_blank(self, token: int) -> bool:
         """Whether a token decodes to white space only (LLaMA tokenizers put such a token before a digit)."""
         return token not in self._special_ids and not self.tokenizer.decode([token]).strip()
+
+
+def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """`tokens` up to and with the first end token."""
+    for i, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: i + 1]
+    return tokens
+
+
+def _opened(path: str | Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return as_rgb(image).copy()
+    except OSError as error:
+        raise VisualHeadsError(
+            f"An image must be a file that Pillow can read; {path} is not. Check the path, or copy the file again."
+        ) from error
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from lmms_visual_heads.errors import VisualHeadsError
 
 IMAGE_BACKEND = "pil"
 
@@ -39,6 +42,39 @@ def fill_missing_fields(processor: Any, config: Any) -> None:
     if not getattr(processor, "num_additional_image_tokens", None):
         has_class_token = config.vision_config.model_type == "clip_vision_model"
         processor.num_additional_image_tokens = 1 if has_class_token else 0
+
+
+def image_aspect_of(image_processor: Any, config: Any) -> str:
+    """What happens to an image that is not square: "anyres", "pad", "crop" or "stretch"."""
+    if config.model_type == "llava_next":
+        return "anyres"
+    if getattr(image_processor, "do_pad", False):
+        return "pad"
+    return "crop" if getattr(image_processor, "do_center_crop", False) else "stretch"
+
+
+def set_image_aspect(processor: Any, config: Any, aspect: str) -> None:
+    """Make the processor pad images to a square, or cut out their middle.
+
+    Raises
+    ------
+    VisualHeadsError
+        For a model that sees tiles.
+    """
+    images = processor.image_processor
+    if image_aspect_of(images, config) == "anyres":
+        raise VisualHeadsError(
+            "image_aspect= is for models that see one square view; this checkpoint sees tiles (anyres). Leave it out."
+        )
+    if image_aspect_of(images, config) == aspect:
+        return
+    edge = config.vision_config.image_size
+    names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
+    stored = {name: value for name, value in images.to_dict().items() if name in names and value is not None}
+    sizes = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+    processor.image_processor = LlavaImageProcessorPil(
+        **{**stored, **sizes}, do_center_crop=True, do_pad=aspect == "pad"
+    )
 
 
 def image_backend(image_processor: Any) -> bool:

@@ -29,8 +29,8 @@ class AttentionRows:
     visual_positions, patch_positions : Tensor, int64
         Key positions of visual tokens, and of those that stand for a patch.
     region_positions : Tensor, int64, or None
-        Key positions of the patch tokens that the boxes overlap; None without boxes, and where the processor crops
-        or pads the image.
+        Key positions of the patch tokens that the boxes overlap; None without boxes, and where the processor's
+        geometry is not known.
     sink_positions : Tensor, int64
         Leading special tokens.
     base_positions : Tensor, int64, or None

@@ -112,8 +112,5 @@ def _with_continuation(model: VisualModel, encoded: Encoded, continuation: str) 
         whole = f"{encoded.prompt} {continuation}"
     else:
         whole = encoder.prompt(encoded.text, encoded.n_images, answer=continuation)
-    counts = iter([encoder.layout((height, width)).n_tokens for width, height in encoded.image_sizes])
-    ids: list[int] = []
-    for token in encoder.tokenizer(whole)["input_ids"]:
-        ids.extend([token] * (next(counts) if token == model.image_token_id else 1))
-    return torch.tensor(ids)
+    counts = [encoder.layout((height, width)).n_tokens for width, height in encoded.image_sizes]
+    return torch.tensor(encoder.expand(encoder.text_ids(whole), counts))

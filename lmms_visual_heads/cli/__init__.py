@@ -46,7 +46,10 @@ def _main(
 
 for _verb in _VERBS:
     app.command(_verb)(getattr(import_module(f"lmms_visual_heads.cli.{_verb}"), _verb))
-app.add_typer(import_module("lmms_visual_heads.cli.zoo").zoo_app, name="zoo")
+_zoo = import_module("lmms_visual_heads.cli.zoo").zoo_app
+_zoo.command("measure")(import_module("lmms_visual_heads.cli.zoo_measure").measure)
+app.add_typer(_zoo, name="zoo")
+app.add_typer(import_module("lmms_visual_heads.cli.data").data_app, name="data")
 
 
 def spread_variadic(arguments: Sequence[str]) -> list[str]:
@@ -76,6 +79,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VisualHeadsError as error:
         typer.secho(f"visual-heads: {error}", fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("visual-heads: stopped; what was written so far is kept.", fg=typer.colors.YELLOW, err=True)
-        raise SystemExit(130) from None

@@ -66,7 +66,8 @@ def _print_table(name: str, findings: tuple, facts: dict) -> None:
     )
     measured.add_row(
         "cost of capture",
-        f"{facts['cost_ratio']:.3f} times capture off [{facts['cost_ratio_low']:.3f}, {facts['cost_ratio_high']:.3f}], "
+        f"{facts['cost_ratio']:.3f} times capture off (middle half {facts['cost_ratio_low']:.3f} to "
+        f"{facts['cost_ratio_high']:.3f}), "
         f"{facts['repeats']} pairs of prefill + 2 tokens, {facts['seconds_capture_off']:.3f} s off",
     )
     console = Console()

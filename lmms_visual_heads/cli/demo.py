@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEMO_CHECKPOINT = "w64-d3-t16-s9000"
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
     documents: Annotated[int, typer.Option("--documents", min=1, max=1000, help="Documents of each benchmark.")] = 500,
     checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", help="Name of another embedded checkpoint (see: visual-heads zoo status)."),
-    ] = None,
+        str, typer.Option("--checkpoint", help="Another embedded checkpoint (see: visual-heads zoo status).")
+    ] = DEMO_CHECKPOINT,
 ) -> None:
     """Probe an embedded checkpoint, predict its benchmark scores, then really score it, and write a report.
 
-    The predictor is fitted on the other embedded checkpoints; all checkpoints of the probed one's training are left out.
+    The predictor is fitted on the other embedded checkpoints; every checkpoint of the probed one's own training is left out.
     The checkpoints are small models trained on drawn scenes: the demo shows how the tool works, not what it says of a 7B model.
 
     Examples:
@@ -27,6 +31,152 @@ def demo(
 
         visual-heads demo --out /tmp/demo --documents 100
     """
-    from lmms_visual_heads.harness.demo import run_demo
+    from rich.console import Console
 
-    run_demo(out, n_documents=documents, checkpoint=checkpoint)
+    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
+
+    shipped = {entry["name"]: entry for entry in shipped_checkpoints()}
+    if checkpoint not in shipped:
+        raise VisualHeadsError(f"--checkpoint must be one of {', '.join(shipped)}; {checkpoint!r} came.")
+    _make_folders(out)
+    console = Console()
+    probed = shipped[checkpoint]
+    relatives = [name for name, entry in shipped.items() if entry["lineage"] == probed["lineage"]]
+
+    heads = _probe(console, probed, out)
+    predictor = _fit(console, shipped, relatives, out)
+    predictions = _predict(console, predictor, heads, out)
+    results = _score(console, probed, documents, out)
+    _compare(console, predictions, results, out)
+    _report(console, heads, predictor, out)
+
+
+def _make_folders(out: Path) -> None:
+    from lmms_visual_heads.errors import VisualHeadsError
+
+    try:
+        for name in ("heads", "scoring", "logs"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+            for old in (out / name).glob("*.parquet*"):
+                old.unlink()
+    except OSError as error:
+        raise VisualHeadsError(
+            f"--out must name a folder that can be written; {str(out)!r} cannot ({error.strerror})."
+        ) from None
+
+
+def _probe(console: Any, probed: dict[str, Any], out: Path) -> Path:
+    from lmms_visual_heads.harness.evaluation import run_command
+
+    console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
+    command = run_command(
+        probed["path"], ["vhead"], output=out / "logs", heads=out / "heads", name=probed["name"], batch_size=32
+    ).command
+    console.print(f"[dim]$ {command}[/dim]", soft_wrap=True, highlight=False)
+    return out / "heads"
+
+
+def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
+    from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
+    from lmms_visual_heads.scenes.zoo.measured import LINEAGES_FILE, PROFILES_FILE, SCORES_FILE, measured_folder
+    from lmms_visual_heads.tables import read_lineages, read_scores
+
+    folder = measured_folder()
+    others = [name for name in shipped if name not in relatives]
+    profiles = read_profiles([folder / PROFILES_FILE]).only(others)
+    scores = read_scores(folder / SCORES_FILE)
+    scores = scores[scores.model.isin(others)]
+    lineages = {name: lineage for name, lineage in read_lineages(folder / LINEAGES_FILE).items() if name in others}
+    console.rule("2. Fit a predictor on checkpoints with known scores", align="left")
+    predictor = BenchmarkPredictor().fit(profiles, scores, lineages)
+    predictor.save(out / "predictor.skops")
+    console.print(
+        f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings; none of the probed one's training: "
+        f"{', '.join(relatives)}",
+        highlight=False,
+    )
+    return predictor
+
+
+def _predict(console: Any, predictor: Any, heads: Path, out: Path) -> pd.DataFrame:
+    from lmms_visual_heads.features import read_profiles
+
+    console.rule("3. Predict the scores of a checkpoint that it has not seen", align="left")
+    predictions = predictor.predict(read_profiles([heads]))
+    predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
+    for row in predictions.to_dict("records"):
+        interval = rf"\[{row['low']:.1f}, {row['high']:.1f}]"
+        console.print(
+            f"{row['benchmark']:22s} {row['predicted']:5.1f} {interval:16s} baseline {row['baseline']:.1f}",
+            highlight=False,
+        )
+    return predictions
+
+
+def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> Path:
+    from lmms_visual_heads.harness.evaluation import run_command
+
+    console.rule(f"4. Really score it: {documents} documents of each benchmark", align="left")
+    run = run_command(
+        probed["path"],
+        ["scenes"],
+        output=out / "logs",
+        heads=out / "scoring",
+        name=probed["name"],
+        batch_size=32,
+        limit=documents,
+    )
+    console.print(f"[dim]$ {run.command}[/dim]", soft_wrap=True, highlight=False)
+    return run.results
+
+
+def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) -> None:
+    from rich.table import Table
+
+    from lmms_visual_heads.tables import read_results, write_scores
+
+    scores = read_results([results]).frame
+    write_scores(scores, out / "scores.csv")
+    points = 100 * scores.score / scores.scale
+    actual: dict[str, float] = dict(zip(scores.benchmark, points, strict=True))
+    console.rule("5. Compare, in points (100 = everything right)", align="left")
+    table = Table("benchmark", "predicted", "interval", "baseline", "actual", "", "flags")
+    inside = nearer = 0
+    for row in predictions.to_dict("records"):
+        truth = actual[row["benchmark"]]
+        within = row["low"] <= truth <= row["high"]
+        inside += within
+        nearer += abs(row["predicted"] - truth) < abs(row["baseline"] - truth)
+        table.add_row(
+            row["benchmark"],
+            f"{row['predicted']:.1f}",
+            rf"\[{row['low']:.1f}, {row['high']:.1f}]",
+            f"{row['baseline']:.1f}",
+            f"{truth:.1f}",
+            "inside" if within else "outside",
+            row["flags"],
+        )
+    console.print(table)
+    n = len(predictions)
+    console.print(
+        f"The actual score lies inside the interval on {inside} of {n} benchmarks; the prediction is nearer than the "
+        f"baseline on {nearer} of {n}. One checkpoint proves nothing: the report shows the error over all trainings.",
+        highlight=False,
+    )
+
+
+def _report(console: Any, heads: Path, predictor: Any, out: Path) -> None:
+    from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.report.page import make_report
+    from lmms_visual_heads.tables import read_scores
+
+    console.rule("6. Report", align="left")
+    command = ["visual-heads", "report", "--heads", f"{out}/heads", "--scores", f"{out}/scores.csv"]
+    command += ["--predictor", f"{out}/predictor.skops", "--out", f"{out}/report"]
+    made = make_report(
+        out / "report", [read_profiles([heads])], read_scores(out / "scores.csv"), predictor, command=command
+    )
+    console.print(made.trust.sentence, highlight=False)
+    console.print(f"Open [bold]{made.path}[/bold]", soft_wrap=True, highlight=False)

@@ -92,12 +92,13 @@ def quantile(values: Array, level: float) -> float:
 
 
 def evenness(values: Array) -> float:
-    """Entropy of the values' shares over heads, divided by its largest possible value: 1 where all heads are equal."""
-    there = np.isfinite(values) & (values > 0)
-    if there.sum() < 2:
+    """Effective share of the heads, exp(entropy of the values' shares) / number of heads: 1 where all are equal."""
+    there = np.isfinite(values)
+    positive = values[there & (values > 0)]
+    if not positive.size:
         return float("nan")
-    share = values[there] / values[there].sum()
-    return float(-(share * np.log(share)).sum() / np.log(np.isfinite(values).sum()))
+    share = positive / positive.sum()
+    return float(np.exp(-(share * np.log(share)).sum()) / there.sum())
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -117,8 +118,8 @@ FEATURES: tuple[Feature, ...] = (
         lambda g: quantile(g.image_attention, 0.5),
     ),
     Feature(
-        "attention_evenness", "0..1", "entropy of W / sum W over heads, divided by ln of their number",
-        "whether few heads carry the image or all do; normalised by the number of heads",
+        "attention_evenness", "0..1", "exp(entropy of W / sum W over heads) / number of heads",
+        "whether few heads carry the image or all do; copying every head does not change it",
         lambda g: evenness(g.image_attention),
     ),
     Feature(

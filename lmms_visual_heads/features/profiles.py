@@ -109,7 +109,9 @@ class HeadProfiles:
         VisualHeadsError
             When two tables have the same model, or a table has no row.
         """
-        frames, documents, notes = [], {}, []
+        frames: list[pd.DataFrame] = []
+        documents: dict[str, Mapping[str, Any]] = {}
+        notes: list[str] = []
         for table in tables:
             if table.model in documents:
                 raise VisualHeadsError(
@@ -125,7 +127,9 @@ class HeadProfiles:
     @classmethod
     def join(cls, several: Iterable[HeadProfiles], notes: tuple[str, ...] = ()) -> HeadProfiles:
         """One object out of several; a model that comes twice is refused."""
-        frames, documents, collected = [_empty()], {}, list(notes)
+        frames: list[pd.DataFrame] = []
+        documents: dict[str, Mapping[str, Any]] = {}
+        collected = list(notes)
         for profiles in several:
             twice = sorted(set(documents) & set(profiles.metadata_by_model))
             if twice:
@@ -208,7 +212,8 @@ def read_profiles(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
         As `tables.read_head_tables`, and when a model comes twice.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    saved, heads = [], []
+    saved: list[Path] = []
+    heads: list[Path] = []
     for path in given:
         if path.is_dir() and any(path.rglob(f"*{PROFILES_SUFFIX}")):
             saved += list_tables([path], PROFILES_SUFFIX).files

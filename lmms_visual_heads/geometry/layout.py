@@ -62,7 +62,7 @@ def image_layout(image_size: Size, preprocessing: Preprocessing, leading: int = 
     view_height, view_width = preprocessing.view
     rows, columns = preprocessing.grid
     full = (height // view_height * rows, width // view_width * columns)
-    return ImageLayout(preprocessing.grid, unpadded_grid(image_size, full), leading)
+    return ImageLayout(preprocessing.grid, unpadded_grid(image_size, full, preprocessing.unpad_rounding), leading)
 
 
 def best_resolution(image_size: Size, pinpoints: tuple[Size, ...]) -> Size:
@@ -77,12 +77,24 @@ def best_resolution(image_size: Size, pinpoints: tuple[Size, ...]) -> Size:
     return max(pinpoints, key=kept_and_waste)
 
 
-def unpadded_grid(image_size: Size, full: Size) -> Size:
-    """Patch grid of the tiles after the rows or columns that only hold padding were cut off (`unpad_image`)."""
+def unpadded_grid(image_size: Size, full: Size, rounding: str = "huggingface") -> Size:
+    """Patch grid of the tiles after the rows or columns that only hold padding were cut off (`unpad_image`).
+
+    Parameters
+    ----------
+    image_size : (int, int)
+        Height and width of the original image.
+    full : (int, int)
+        Patch grid of all tiles.
+    rounding : {"huggingface", "original"}
+        transformers rounds to 7 digits before it cuts the fraction off, the original code does not. A very long and thin
+        image may keep no row at all.
+    """
     height, width = image_size
     rows, columns = full
-    if width / height > columns / rows:
-        kept = round(height * (columns / width), 7)
-        return rows - (rows - int(kept)) // 2 * 2, columns
-    kept = round(width * (rows / height), 7)
-    return rows, columns - (columns - int(kept)) // 2 * 2
+    fills_width = width / height > columns / rows
+    kept = height * (columns / width) if fills_width else width * (rows / height)
+    whole = int(round(kept, 7)) if rounding == "huggingface" else int(kept)
+    if fills_width:
+        return rows - (rows - whole) // 2 * 2, columns
+    return rows, columns - (columns - whole) // 2 * 2

@@ -1,17 +1,21 @@
 """Boxes in pixels of the original image -> patch tokens. Boxes are half-open (x0, y0, x1, y1), sizes (height, width).
 
-A patch belongs to a region when a box overlaps it with positive area. First version: images that the processor only
-resizes. For an image that it crops or pads the answer is None, which leaves the region's statistics missing.
+A patch belongs to a region when a box, mapped affinely through padding, resizing, cropping and tiling, overlaps it with
+positive area. A box that is cropped away belongs to no patch: its region is empty, not missing, because the attention on
+it is known to be 0. Missing (None) is only what a processor does that `Preprocessing` does not know.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.geometry.layout import best_resolution, image_layout
+from lmms_visual_heads.geometry.axes import image_axes
 from lmms_visual_heads.geometry.preprocessing import Preprocessing, Size
 
 Box = Sequence[float]
@@ -23,74 +27,63 @@ def patch_regions(image_size: Size, boxes: Sequence[Box], preprocessing: Preproc
     Parameters
     ----------
     image_size : (int, int)
-        Height and width of the original image, pixels.
+        Height and width of the image as decoded (EXIF orientation is not applied), pixels.
     boxes : sequence of (x0, y0, x1, y1)
-        In pixels of the original image, half-open; parts outside the image are ignored.
+        In pixels of that image, half-open; parts outside it are ignored.
     preprocessing : Preprocessing
         What the processor does to the image.
 
     Returns
     -------
     ndarray, bool [len(boxes), n_patches], or None
-        One row per box, patches in the order of the patch tokens (base view, then tiles). None where the processor
-        crops or pads this image.
+        One row per box, patches in the order of the patch tokens (base view, then un-padded tiles). None where the
+        processor's geometry is not known.
 
     Raises
     ------
     VisualHeadsError
-        When a box has swapped corners, no area, or lies outside the image.
+        When a box is not four finite numbers, has swapped corners, no area, or lies outside the image.
+    """
+    checked = [check_box(box, image_size) for box in boxes]
+    if not preprocessing.known:
+        return None
+    masks = []
+    for vertical, horizontal in image_axes(image_size, preprocessing):
+        n_patches = len(vertical.patches) * len(horizontal.patches)
+        of_view = np.zeros((len(checked), n_patches), dtype=bool)
+        for i, (x0, y0, x1, y1) in enumerate(checked):
+            of_view[i] = np.outer(vertical.overlaps(y0, y1), horizontal.overlaps(x0, x1)).ravel()
+        masks.append(of_view)
+    return np.concatenate(masks, axis=1)
+
+
+def check_box(box: Any, image_size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+    """A box as exact numbers.
+
+    Raises
+    ------
+    VisualHeadsError
+        When it is not four finite numbers, has swapped corners, no area, or lies outside the image.
     """
     height, width = image_size
-    for box in boxes:
-        _check_box(box, image_size)
-    view_height, view_width = preprocessing.view
-    if not preprocessing.pinpoints and not _only_resized(image_size, preprocessing):
-        return None
-    views = [(preprocessing.grid, preprocessing.view)]
-    if preprocessing.pinpoints:
-        target = best_resolution(image_size, preprocessing.pinpoints)
-        if target[0] * width != target[1] * height:
-            return None
-        layout = image_layout(image_size, preprocessing)
-        full = (target[0] // view_height * preprocessing.grid[0], target[1] // view_width * preprocessing.grid[1])
-        if layout.tiles != full or view_height % preprocessing.patch or view_width % preprocessing.patch:
-            return None
-        views.append((full, target))
-    masks = []
-    for (rows, columns), (seen_height, seen_width) in views:
-        down = [_overlaps(b[1], b[3], height, rows, preprocessing.patch, seen_height) for b in boxes]
-        across = [_overlaps(b[0], b[2], width, columns, preprocessing.patch, seen_width) for b in boxes]
-        masks.append(
-            np.array([np.outer(d, a).ravel() for d, a in zip(down, across, strict=True)]).reshape(len(boxes), -1)
+    try:
+        numbers = [float(value) for value in box]
+        finite = len(numbers) == 4 and all(math.isfinite(value) for value in numbers)
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise VisualHeadsError(
+            f"A box is four finite numbers (x0, y0, x1, y1); got {box!r}. Correct it or leave it out."
         )
-    return np.concatenate(masks, axis=1).astype(bool)
-
-
-def _only_resized(image_size: Size, preprocessing: Preprocessing) -> bool:
-    height, width = image_size
-    if preprocessing.pad and height != width:
-        return False
-    if preprocessing.resize_edge is None:
-        return not preprocessing.crop
-    edge = preprocessing.resize_edge
-    return height == width and preprocessing.view == (edge, edge)
-
-
-def _overlaps(start: float, end: float, extent: int, n: int, patch: int, seen: int) -> np.ndarray:
-    """bool [n]: patches along one axis that [start, end) overlaps; `extent` original pixels become `seen` pixels."""
-    edges = np.arange(n + 1) * patch * extent
-    return (start * seen < edges[1:]) & (end * seen > edges[:-1])
-
-
-def _check_box(box: Box, image_size: Size) -> None:
-    x0, y0, x1, y1 = box
-    height, width = image_size
+    x0, y0, x1, y1 = map(Fraction, numbers)
+    shown = tuple(int(n) if n.is_integer() else n for n in numbers)
     if not (x0 < x1 and y0 < y1):
         raise VisualHeadsError(
-            f"A box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1; got {tuple(box)}. Swap its corners or leave it out."
+            f"A box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1; got {shown}. Swap its corners or leave it out."
         )
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise VisualHeadsError(
-            f"A box must overlap its image of {width} x {height} pixels; got {tuple(box)}. "
+            f"A box must overlap its image of {width} x {height} pixels; got {shown}. "
             "Give it in pixels of the original image."
         )
+    return x0, y0, x1, y1

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.plugin import MODEL_ID, tasks_folder
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRun:
+    """A finished run of the command: its words, and the results file that it wrote."""
+
+    command: str
+    results: Path
 
 
 def evaluate(
@@ -71,13 +81,8 @@ def run_command(
     batch_size: int = 8,
     limit: int | None = None,
     name: str | None = None,
-) -> Path:
-    """Run the `lmms-eval` command as a user would, its log in `output`.
-
-    Returns
-    -------
-    Path
-        The results file that it wrote.
+) -> CommandRun:
+    """Run the `lmms-eval` command as a user would, its log in `output`; its progress bars go to the terminal.
 
     Raises
     ------
@@ -87,18 +92,21 @@ def run_command(
     output.mkdir(parents=True, exist_ok=True)
     before = set(output.rglob("*_results.json"))
     model_args = f"pretrained={pretrained},heads={heads}" + (f",model_name={name}" if name else "")
-    command = [sys.executable, "-m", "lmms_eval", "--model", MODEL_ID, "--model_args", model_args]
-    command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--output_path", str(output)]
-    command += ["--verbosity", "WARNING", *(["--limit", str(limit)] if limit is not None else [])]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
+    words = ["--model", MODEL_ID, "--model_args", model_args]
+    words += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--output_path", str(output)]
+    words += ["--limit", str(limit)] if limit is not None else []
+    # The embedded checkpoints know the drawn scenes only: other data under the same task names are left aside.
+    environment = {name: value for name, value in os.environ.items() if name != "VHEAD_DATA"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
     log = output / "lmms-eval.log"
     with log.open("a") as handle:
-        handle.write("$ " + " ".join(command[1:]) + "\n")
+        handle.write(f"$ lmms-eval {shlex.join(words)}\n")
         handle.flush()
-        subprocess.run(command, stdout=handle, env=environment, check=False)
+        quiet = [sys.executable, "-m", "lmms_eval", *words, "--verbosity", "WARNING"]
+        subprocess.run(quiet, stdout=handle, env=environment, check=False)
     written = sorted(set(output.rglob("*_results.json")) - before)
     if not written:
         raise VisualHeadsError(
             f"lmms-eval wrote no results for {', '.join(tasks)}; the reason stands above and in {log}."
         )
-    return written[-1]
+    return CommandRun(f"lmms-eval {shlex.join(words)}", written[-1])

@@ -7,8 +7,9 @@ reason; it never becomes an answer. What is read goes to `recording.RunRecorder`
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,9 @@ from tqdm import tqdm
 from lmms_visual_heads.checkpoints.loading import load_model
 from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.harness import arguments, lmms_eval_facts
+from lmms_visual_heads.harness import arguments, lmms_eval_facts, processes
 from lmms_visual_heads.harness.endings import in_one_sentence
-from lmms_visual_heads.harness.recording import Document, RunRecorder
+from lmms_visual_heads.harness.recording import Document, RunRecorder, weights_fingerprint
 from lmms_visual_heads.names import model_name
 from lmms_visual_heads.statistics.answers import AnswerStatistics
 
@@ -39,6 +40,26 @@ GENERATION_ARGUMENTS = (
     "repetition_penalty",
 )
 """What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that waits for its batch: its place among the answers, its name in the journal, what to ask."""
+
+    index: int
+    name: str
+    document: Document
+    encoded: Encoded
+
+
+def _request_name(number: int, repeat: int, asked: str) -> str:
+    """Tells the requests about one document apart: their number, the repeat, and what is asked for."""
+    return f"{number}.{repeat}.{hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()}"
+
+
+def _generated(response: dict[str, Any]) -> GenerationResult:
+    counts = TokenCounts(input_tokens=response["n_prompt"], output_tokens=response["n_answer"])
+    return GenerationResult(text=response["text"], token_counts=counts)
 
 
 class VisualHeadsLlava(lmms):
@@ -71,16 +92,11 @@ class VisualHeadsLlava(lmms):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.arguments = arguments.check(given)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise VisualHeadsError(
-                f"visual_heads_llava runs as one process in this version; WORLD_SIZE is {os.environ['WORLD_SIZE']}. "
-                "Start lmms-eval without a launcher, or one run per checkpoint."
-            )
         folder = self.arguments.check_output_folder()
         asked = self.arguments
         self.visual_model: VisualModel = load_model(
             asked.pretrained,
-            device=asked.device,
+            device=asked.device or processes.device(),
             dtype=asked.dtype,
             revision=asked.revision,
             conversation=asked.conversation,
@@ -90,6 +106,7 @@ class VisualHeadsLlava(lmms):
             name=model_name(asked.pretrained, asked.model_name),
             query=asked.query,
             model_description=self.visual_model.description,
+            run=(asked.capture_tasks, weights_fingerprint(asked.pretrained)),
         )
         self.batch_size = asked.batch_size
         self.device = self.visual_model.device
@@ -109,36 +126,41 @@ class VisualHeadsLlava(lmms):
             return self._generate_until(requests)
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        answers: list[GenerationResult | None] = [None] * len(requests)
-        waiting: dict[tuple[Any, ...], list[tuple[int, Document, Encoded]]] = {}
+        answers: dict[int, GenerationResult] = {}
+        waiting: dict[tuple[Any, ...], list[Waiting]] = {}
         longest_first = sorted(range(len(requests)), key=lambda index: -len(requests[index].args[0]))
+        asked_before: Counter[tuple[str, int, int]] = Counter()
         with tqdm(total=len(requests), desc="visual_heads_llava", disable=self.rank != 0) as progress:
 
             def answer(key: tuple[Any, ...]) -> None:
                 batch = waiting.pop(key)
-                for (index, _, _), result in zip(batch, self._answer(batch, json.loads(key[0]), key[1]), strict=True):
-                    answers[index] = result
+                answers.update(self._answer(batch, json.loads(key[0]), captured=key[1]))
                 progress.update(len(batch))
 
             for index in longest_first:
                 request = requests[index]
                 context, generation, doc_to_visual, doc_id, task, split = request.args
                 document = self._document(request, doc_to_visual, doc_id, task, split, context)
+                settings = json.dumps(self._generation_arguments(generation), sort_keys=True)
+                # A request that lmms-eval repeats (to draw several answers) comes as the same object several times.
+                repeat = asked_before[task, doc_id, request.idx]
+                asked_before[task, doc_id, request.idx] += 1
+                name = _request_name(request.idx, repeat, settings)
+                recalled = self._recorder.recall(document, name)
+                if recalled is not None:
+                    answers[index] = _generated(recalled)
+                    progress.update()
+                    continue
                 encoded = self._encode(document, context)
-                key = (
-                    json.dumps(self._generation_arguments(generation), sort_keys=True),
-                    document.captured,
-                    len(encoded),
-                    document.n_images > 0,
-                )
-                waiting.setdefault(key, []).append((index, document, encoded))
+                key = (settings, self._recorder.wants_rows(document), len(encoded), document.n_images > 0)
+                waiting.setdefault(key, []).append(Waiting(index, name, document, encoded))
                 if len(waiting[key]) == self.batch_size:
                     answer(key)
                 elif sum(map(len, waiting.values())) > 16 * self.batch_size:
                     answer(max(waiting, key=lambda k: len(waiting[k])))
             for key in list(waiting):
                 answer(key)
-        return [result for result in answers if result is not None]
+        return [answers[index] for index in range(len(requests))]
 
     @in_one_sentence
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -154,11 +176,15 @@ class VisualHeadsLlava(lmms):
         document = self._document(request, doc_to_visual, doc_id, task, split, context)
         if not isinstance(continuation, str):
             continuation = continuation(self.task_dict[task][split][doc_id])
-        encoded = self._encode(document, context)
-        query = self.arguments.query if document.captured else None
-        score = self.visual_model.score(encoded, continuation, query=query)
-        self._record(document, encoded, score.answer, score.rows)
-        return GenerationResult(text=(score.loss, score.is_greedy))
+        name = _request_name(request.idx, 0, continuation)
+        response = self._recorder.recall(document, name)
+        if response is None:
+            encoded = self._encode(document, context)
+            query = self.arguments.query if self._recorder.wants_rows(document) else None
+            score = self.visual_model.score(encoded, continuation, query=query)
+            response = {"loss": score.loss, "is_greedy": score.is_greedy}
+            self._record(Waiting(0, name, document, encoded), response, score.answer, score.rows)
+        return GenerationResult(text=(response["loss"], response["is_greedy"]))
 
     @in_one_sentence
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -177,23 +203,24 @@ class VisualHeadsLlava(lmms):
         super().clean()
 
     def _answer(
-        self, batch: list[tuple[int, Document, Encoded]], generation: dict[str, Any], captured: bool
-    ) -> list[GenerationResult]:
+        self, batch: list[Waiting], generation: dict[str, Any], *, captured: bool
+    ) -> dict[int, GenerationResult]:
         generated = self.visual_model.generate(
-            [encoded for _, _, encoded in batch], query=self.arguments.query if captured else None, **generation
+            [one.encoded for one in batch], query=self.arguments.query if captured else None, **generation
         )
-        results = []
-        for (_, document, encoded), one in zip(batch, generated, strict=True):
-            self._record(document, encoded, one.answer, one.rows)
-            counts = TokenCounts(input_tokens=len(encoded), output_tokens=len(one.token_ids))
-            results.append(GenerationResult(text=one.text, token_counts=counts))
+        results = {}
+        for one, given in zip(batch, generated, strict=True):
+            response = {"text": given.text, "n_prompt": len(one.encoded), "n_answer": len(given.token_ids)}
+            self._record(one, response, given.answer, given.rows)
+            results[one.index] = _generated(response)
         return results
 
     def _record(
-        self, document: Document, encoded: Encoded, answer: AnswerStatistics, rows: torch.Tensor | None
+        self, one: Waiting, response: dict[str, Any], answer: AnswerStatistics, rows: torch.Tensor | None
     ) -> None:
+        document, encoded = one.document, one.encoded
         statistics, share = None, None
-        if rows is not None and document.captured:
+        if rows is not None:
             box = None if document.pointed_box is None else [document.pointed_box]
             numbers = self.visual_model.head_statistics(encoded, rows, box)
             region_share = numbers.pop("region_share")
@@ -202,6 +229,8 @@ class VisualHeadsLlava(lmms):
             statistics = dict(zip(numbers, stacked, strict=True))
         self._recorder.add(
             document,
+            one.name,
+            response,
             answer=dataclasses.asdict(answer),
             heads=statistics,
             tokens={

@@ -1,13 +1,14 @@
 """From generations to tables: one run's head table and answer table, with the fingerprint of the data behind them.
 
-Nothing measured is lost: rows stream to a part file; a run that fails leaves them readable under another ending.
+Nothing measured is lost: rows go to a journal as the run goes, and the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,14 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
 from lmms_visual_heads import __version__
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.harness import processes
 from lmms_visual_heads.names import file_stem
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, HEADS_SUFFIX
+from lmms_visual_heads.tables.journal import RunJournal
 from lmms_visual_heads.tables.writing import AnswerTableWriter, HeadTableWriter
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "lmms_eval", "pillow", "numpy", "pyarrow")
@@ -82,7 +85,7 @@ class Document:
 
 
 class RunRecorder:
-    """Collects what one run measures and writes its tables.
+    """Collects what one run measures, keeps it in a journal as the run goes, and writes the tables at its end.
 
     Parameters
     ----------
@@ -94,36 +97,90 @@ class RunRecorder:
         Which row is read.
     model_description : mapping
         What the checkpoint's configuration says (`VisualModel.description`).
+    run : sequence of str
+        What else tells this run from others of the model: its `capture_tasks`, its weights (`weights_fingerprint`). Only the
+        same command on the same weights goes on from a journal.
     """
 
-    def __init__(self, folder: Path, name: str, query: str, model_description: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, query: str, model_description: Mapping[str, Any], run: Sequence[str] = ()
+    ) -> None:
         self._folder = folder
-        self._name = name
+        self._stem = file_stem(name)
         self._query = query
         self._model = {**model_description, "name": name}
-        started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self._stem = f"{file_stem(name)}_{started}"
-        self._heads: HeadTableWriter | None = None
-        self._answers: AnswerTableWriter | None = None
-        self._digests: dict[str, dict[int, bytes]] = defaultdict(dict)
-        self._without_rows: dict[str, Counter[str]] = defaultdict(Counter)
-        self._not_finite: Counter[tuple[int, int]] = Counter()
+        facts = json.dumps([self._model, query, *run, __version__], sort_keys=True, default=str)
+        identity = f"{self._stem}-{hashlib.blake2b(facts.encode(), digest_size=5).hexdigest()}"
+        self._journal = RunJournal(folder, identity, self._metadata_without_tasks(), processes.rank())
+        self._seen: dict[tuple[str, int], bytes] = {}
+        self._captured: set[tuple[str, int]] = set()
+        self._rowless: dict[tuple[str, int], str] = {}
         self._console = Console(stderr=True)
+        self._recalled: dict[tuple[str, int, str], dict[str, Any]] = {
+            (one["task"], one["doc_id"], one["request"]): one for one in self._journal.responses()
+        }
+        self._with_rows = {(one["task"], one["doc_id"]) for one in self._recalled.values() if one["captured"]}
+        if self._recalled and processes.rank() == 0:
+            documents = len({key[:2] for key in self._recalled})
+            self._say(
+                f"going on from an unfinished run: {documents} documents are measured already ({self._journal.path})"
+            )
+
+    def recall(self, document: Document, request: str) -> dict[str, Any] | None:
+        """What an interrupted run of the same command answered to this request, or None.
+
+        Parameters
+        ----------
+        document : Document
+            Its prompt and pixels must be those of the recorded one.
+        request : str
+            Tells requests about one document apart.
+
+        Raises
+        ------
+        VisualHeadsError
+            When the document has changed since.
+        """
+        self._see(document)
+        found = self._recalled.get((document.task, document.doc_id, request))
+        if found is None:
+            return None
+        if found["digest"] != document.digest.hex():
+            raise VisualHeadsError(
+                f"A run goes on only with the data that it began with; document {document.doc_id} of task {document.task} has "
+                f"changed since. Remove {self._journal.path} to begin anew."
+            )
+        return found["response"]  # type: ignore[no-any-return]
+
+    def wants_rows(self, document: Document) -> bool:
+        """Whether this request's rows are to be read: the document is captured, and none of its requests gave rows yet."""
+        key = (document.task, document.doc_id)
+        if not document.captured or key in self._with_rows:
+            return False
+        self._with_rows.add(key)
+        return True
 
     def add(
         self,
         document: Document,
+        request: str,
+        response: Mapping[str, Any],
+        *,
         answer: Mapping[str, Any],
         heads: Mapping[str, Any] | None,
         tokens: Mapping[str, int],
         region_share: float | None = None,
     ) -> None:
-        """Record one answered document; a repeated one is passed over.
+        """Record one answered request; of several about one document the first gives the rows.
 
         Parameters
         ----------
         document : Document
             What was asked.
+        request : str
+            As for `recall`.
+        response : mapping
+            What lmms-eval gets; anything that JSON can hold.
         answer : mapping
             The answer's columns of the answer table (`statistics.answers.AnswerStatistics`).
         heads : mapping of str to array [L, H], or None
@@ -133,112 +190,149 @@ class RunRecorder:
         region_share : float or None
             Share of the patch area that lies in the pointed box.
         """
-        if document.padding_only or document.doc_id in self._digests[document.task]:
+        if document.padding_only:
             return
-        self._digests[document.task][document.doc_id] = document.digest
-        if self._answers is None:
-            self._answers = AnswerTableWriter(self._folder / (self._stem + ANSWERS_SUFFIX))
-        self._answers.add(
-            document.task,
-            document.doc_id,
-            item_id=document.item_id,
-            n_images=document.n_images,
-            n_prompt_tokens=tokens["n_prompt_tokens"],
-            n_visual_tokens=tokens["n_visual_tokens"],
-            **answer,
+        key, item = (document.task, document.doc_id), document.item_id
+        counts = {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
+        self._journal.add_answer(*key, item_id=item, n_images=document.n_images, **counts, **answer)
+        if heads is not None:
+            more: dict[str, Any] = {"statistics": heads, "region_share": region_share, **tokens}
+            self._journal.add_heads(*key, item_id=item, **more)
+        self._journal.add_response(
+            {
+                "task": document.task,
+                "doc_id": document.doc_id,
+                "request": request,
+                "digest": document.digest.hex(),
+                "captured": document.captured,
+                "response": dict(response),
+            }
         )
-        if document.wanted and document.n_images != 1:
-            self._without_rows[document.task]["n_without_image" if not document.images else "n_several_images"] += 1
-        if heads is None:
-            return
-        for layer, head in zip(*np.nonzero(np.isnan(heads["image_attention"])), strict=True):
-            self._not_finite[int(layer), int(head)] += 1
-        if self._heads is None:
-            self._heads = HeadTableWriter(self._folder / (self._stem + HEADS_SUFFIX))
-        self._heads.add(
-            document.task, document.doc_id, heads, item_id=document.item_id, region_share=region_share, **tokens
-        )
+        self._journal.flush_if_due()
 
     def finish(self, expected: set[tuple[str, int]] | None) -> list[Path]:
-        """Write the tables and say where they are.
+        """Write the tables of all processes and say where they are.
 
         Parameters
         ----------
         expected : set of (task, doc_id), or None
-            Every document of the run, where that is known.
+            Every document of this process's part of the run, where that is known.
 
         Returns
         -------
         list of Path
-            The head table (when heads were read) and the answer table.
+            The head table (when heads were read) and the answer table; on ranks other than 0 nothing.
 
         Raises
         ------
         VisualHeadsError
             When documents of the run were answered without the model: the tables would lack them.
         """
-        seen = {(task, doc_id) for task, digests in self._digests.items() for doc_id in digests}
-        missing = sorted((expected or set()) - seen)
+        self._journal.flush()
+        gathered = processes.gather(
+            (self._seen, self._captured, self._rowless, sorted((expected or set()) - set(self._seen)))
+        )
+        missing = sorted(document for *_, of_rank in gathered for document in of_rank)
         if missing:
-            self.abandon("documents were answered without the model")
             named = ", ".join(f"{task} {doc_id}" for task, doc_id in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            n_seen = sum(len(seen) for seen, *_ in gathered)
+            self._journal.close()
+            if not self._recalled and n_seen == 0:
+                self._journal.remove()
             raise VisualHeadsError(
-                f"The heads of every document must be read, and {len(missing)} of {len(expected or ())} were answered from a "
-                f"response cache without the model ({named}{more}); no table was written. Run again without --use_cache."
+                f"The heads of every document must be read, and {len(missing)} of {len(missing) + n_seen} were answered from "
+                f"a response cache without the model ({named}{more}); no table was written. Run again without --use_cache."
             )
-        written = []
-        metadata = self._metadata()
-        if self._heads is not None:
-            written.append(self._heads.close(metadata))
-            self._say(f"heads of {self._heads.n_documents} documents: [bold]{written[-1]}[/bold]")
-        elif self._answers is not None:
-            self._say("no heads were read: no document of a captured task has exactly one image (see capture_tasks=)")
-        if self._answers is not None:
-            written.append(self._answers.close(metadata))
-            self._say(f"answers to {self._answers.n_documents} documents: [bold]{written[-1]}[/bold]")
-        for task, counts in sorted(self._without_rows.items()):
-            for reason, count in sorted(counts.items()):
-                self._say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
-        if self._not_finite:
-            worst = ", ".join(
-                f"layer {la} head {he} ({n} documents)" for (la, he), n in self._not_finite.most_common(5)
-            )
-            self._say(f"rows that are not finite are missing in the table, in {len(self._not_finite)} heads: {worst}")
-        self._heads = self._answers = None
+        written = self._write(gathered) if processes.rank() == 0 else []
+        processes.barrier()
+        if processes.rank() == 0:
+            self._clear({document for seen, *_ in gathered for document in seen})
+        else:
+            self._journal.close()
         return written
+
+    def _write(self, gathered: list[tuple[Any, ...]]) -> list[Path]:
+        digests = {document: digest for seen, *_ in gathered for document, digest in seen.items()}
+        captured = set().union(*(of_rank for _, of_rank, *_ in gathered))
+        rowless = {document: why for *_, of_rank, _ in gathered for document, why in of_rank.items()}
+        if not digests:
+            return []
+        stem = f"{self._stem}_{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
+        metadata = self._metadata_without_tasks() | {"tasks": _described(digests, rowless)}
+        answers = AnswerTableWriter(self._folder / (stem + ANSWERS_SUFFIX))
+        heads = HeadTableWriter(self._folder / (stem + HEADS_SUFFIX)) if captured else None
+        self._journal.merge(set(digests), heads, answers)
+        written = []
+        if heads is not None:
+            written.append(heads.close(metadata))
+            self._say(f"heads of {heads.n_documents} documents: [bold]{written[-1]}[/bold]")
+            self._name_missing(written[-1])
+        else:
+            self._say("no heads were read: no document of a captured task has exactly one image (see capture_tasks=)")
+        written.append(answers.close(metadata))
+        self._say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
+        for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
+            self._say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
+        return written
+
+    def _clear(self, finished: set[tuple[str, int]]) -> None:
+        """Remove the journal, unless it holds documents that this run did not ask for."""
+        others = {key[:2] for key in self._recalled} - finished
+        if others:
+            self._journal.close()
+            self._say(f"{len(others)} documents of an earlier, longer run stay in {self._journal.path}")
+        else:
+            self._journal.remove()
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Keep what was measured when the run fails or is stopped inside."""
+        """Keep what was measured when the run fails or is stopped inside, and say how to go on."""
         try:
             yield
         except BaseException as error:
-            self.abandon(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if not isinstance(error, VisualHeadsError):
+                reason = reason.splitlines()[0]
+            self._journal.flush()
+            n = self._journal.n_recorded()
+            if n:
+                self._say(
+                    f"the run did not finish ({reason}). {n} documents are kept in {self._journal.path}; "
+                    "the same command goes on from there."
+                )
+            self._journal.close()
             raise
 
-    def abandon(self, reason: str) -> None:
-        """Keep what was measured by a run that failed, readable, under an ending that no command takes for a table."""
-        for writer in (self._heads, self._answers):
-            if writer is not None:
-                self._say(f"the run did not finish ({reason}); what it measured is kept in {writer.abort(reason)}")
-        self._heads = self._answers = None
+    def _see(self, document: Document) -> None:
+        if document.padding_only:
+            return
+        key = (document.task, document.doc_id)
+        self._seen.setdefault(key, document.digest)
+        if document.captured:
+            self._captured.add(key)
+        elif document.wanted:
+            self._rowless[key] = "n_several_images" if document.images else "n_without_image"
 
-    def _metadata(self) -> dict[str, Any]:
+    def _name_missing(self, path: Path) -> None:
+        """Name the heads whose rows were not finite, and are missing in the table."""
+        missing: Counter[tuple[int, int]] = Counter()
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["layer", "head", "image_attention"]):
+                gone = batch.filter(batch.column("image_attention").is_null())
+                missing.update(zip(gone.column("layer").to_pylist(), gone.column("head").to_pylist(), strict=True))
+        if missing:
+            worst = ", ".join(
+                f"layer {layer} head {head} ({n} documents)" for (layer, head), n in missing.most_common(5)
+            )
+            self._say(f"rows that are not finite are missing in the table, in {len(missing)} heads: {worst}")
+
+    def _metadata_without_tasks(self) -> dict[str, Any]:
         return {
             "model": self._model,
             "query": self._query,
             "dtype": self._model.get("dtype"),
             "image_processor": self._model.get("image_processor"),
-            "tasks": {
-                task: {
-                    "fingerprint": fingerprint(digests),
-                    "n_documents": len(digests),
-                    "n_without_image": self._without_rows[task]["n_without_image"],
-                    "n_several_images": self._without_rows[task]["n_several_images"],
-                }
-                for task, digests in sorted(self._digests.items())
-            },
             "versions": {"lmms_visual_heads": __version__, **_versions()},
         }
 
@@ -247,6 +341,30 @@ class RunRecorder:
 
 
 _REASONS = {"n_without_image": "without an image", "n_several_images": "with several images"}
+
+
+def _described(digests: Mapping[tuple[str, int], bytes], rowless: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """Per task: the data's fingerprint and the counts of documents."""
+    tasks = sorted({task for task, _ in digests})
+    return {
+        task: {
+            "fingerprint": fingerprint({doc_id: digest for (of, doc_id), digest in digests.items() if of == task}),
+            "n_documents": sum(of == task for of, _ in digests),
+            **{why: sum(of == task and given == why for (of, _), given in rowless.items()) for why in _REASONS},
+        }
+        for task in tasks
+    }
+
+
+def weights_fingerprint(pretrained: str) -> str:
+    """Names, sizes and times of a local checkpoint's files; nothing for a hub id, whose commit tells."""
+    folder = Path(pretrained).expanduser()
+    if not folder.is_dir():
+        return ""
+    facts = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()
+    )
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(digests: Mapping[int, bytes]) -> str:

@@ -1,0 +1,9 @@
+"""Estimators, evaluation protocol, baselines, intervals, and the predictor that is saved. Never imports torch."""
+
+from __future__ import annotations
+
+from lmms_visual_heads.prediction.flags import FLAG_WORDS
+from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
+from lmms_visual_heads.prediction.ridge import LineageRidge, lineage_mean
+
+__all__ = ["FLAG_WORDS", "BenchmarkPredictor", "LineageRidge", "lineage_mean"]

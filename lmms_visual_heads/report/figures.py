@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec
+from typing import Literal, ParamSpec
 
 import numpy as np
 import pandas as pd
@@ -99,8 +99,7 @@ def map_figure(values: np.ndarray, statistic: str, limits: Limits) -> Figure:
     last = f"≥ {ticks[-1]:g}" if limits.cut else f"{ticks[-1]:g}"
     first = f"≤ {ticks[0]:g}" if limits.cut and limits.low < 0 else f"{ticks[0]:g}"
     bar.set_xticks(ticks, [first.replace("-", "−"), f"{ticks[1]:g}", last])
-    for label, side in zip(bar.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    _align(bar, "left", "center", "right")
     bar.tick_params(length=0, pad=2)
     bar.set_xlabel(STATISTIC_LABELS[statistic], labelpad=1, fontsize=10)
     bar.spines[:].set_visible(False)
@@ -153,15 +152,19 @@ def weight_concentration_figure(
         zorder=2,
     )
     _name_points(axes, top.head(3), (width, height), limits)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter("{x:g}")
     axes.set_xlabel("image attention W", labelpad=2)
     axes.set_ylabel("concentration C", labelpad=3)
     _quiet(axes)
     bar = _axes(figure, left, 29, width, 7)
-    bar.imshow(np.linspace(0, 1, 128)[None, :], cmap=colours, aspect="auto", interpolation="none", extent=(0, last, 0, 1))
+    bar.imshow(
+        np.linspace(0, 1, 128)[None, :], cmap=colours, aspect="auto", interpolation="none", extent=(0, last, 0, 1)
+    )
     bar.set_yticks([])
     bar.set_xticks([0, last], ["0", f"{last}"])
-    for label, side in zip(bar.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    _align(bar, "left", "right")
     bar.tick_params(length=0, pad=2)
     bar.set_xlabel("layer", labelpad=-7, fontsize=10)
     bar.spines[:].set_visible(False)
@@ -177,16 +180,23 @@ def prediction_figure(frame: pd.DataFrame, limits: tuple[float, float]) -> Figur
     figure = _figure(left + width + 12, height + 38)
     axes = _axes(figure, left, 34, width, height)
     axes.set(xlim=limits, ylim=(len(frame) - 0.5, -0.5))
-    for y, one in enumerate(frame.itertuples(index=False)):
-        if np.isfinite(one.low) and np.isfinite(one.high):
-            low, high = np.clip([one.low, one.high], *limits)
-            axes.plot([low, high], [y, y], color=LIGHT["interval"], linewidth=7, solid_capstyle="butt", zorder=2)
-        if np.isfinite(one.baseline):
-            axes.plot([one.baseline] * 2, [y - 0.32, y + 0.32], color=LIGHT["baseline"], linewidth=2.2, zorder=3)
-        if np.isfinite(one.predicted):
-            axes.plot(one.predicted, y, "o", color=LIGHT["predicted"], markersize=6, clip_on=False, zorder=4)
-        if np.isfinite(one.actual):
-            axes.plot(one.actual, y, "D", markerfacecolor=LIGHT["paper"], markeredgecolor=LIGHT["actual"],
+    values = frame[["predicted", "low", "high", "baseline", "actual"]].to_numpy(float)
+    for y, (predicted, low, high, baseline, actual) in enumerate(values):
+        if np.isfinite(low) and np.isfinite(high):
+            axes.plot(
+                np.clip([low, high], *limits),
+                [y, y],
+                color=LIGHT["interval"],
+                linewidth=7,
+                solid_capstyle="butt",
+                zorder=2,
+            )
+        if np.isfinite(baseline):
+            axes.plot([baseline] * 2, [y - 0.32, y + 0.32], color=LIGHT["baseline"], linewidth=2.2, zorder=3)
+        if np.isfinite(predicted):
+            axes.plot(predicted, y, "o", color=LIGHT["predicted"], markersize=6, clip_on=False, zorder=4)
+        if np.isfinite(actual):
+            axes.plot(actual, y, "D", markerfacecolor=LIGHT["paper"], markeredgecolor=LIGHT["actual"],
                       markeredgewidth=1.6, markersize=5.6, clip_on=False, zorder=5)  # fmt: skip
     axes.set_yticks(range(len(frame)), labels)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
@@ -207,7 +217,16 @@ def evaluation_figure(frame: pd.DataFrame, limits: tuple[float, float]) -> Figur
     bars = frame.dropna(subset=["low", "high"])
     axes.vlines(bars["actual"], bars["low"].clip(*limits), bars["high"].clip(*limits), color=LIGHT["interval"],
                 linewidth=2.4, zorder=2, rasterized=many)  # fmt: skip
-    axes.plot(frame["actual"], frame["baseline"], "_", color=LIGHT["baseline"], markersize=9, markeredgewidth=2, zorder=3, rasterized=many)
+    axes.plot(
+        frame["actual"],
+        frame["baseline"],
+        "_",
+        color=LIGHT["baseline"],
+        markersize=9,
+        markeredgewidth=2,
+        zorder=3,
+        rasterized=many,
+    )
     axes.plot(frame["actual"], frame["predicted"], "o", color=LIGHT["predicted"], markersize=4.6, markeredgewidth=0,
               clip_on=False, zorder=4, rasterized=many)  # fmt: skip
     axes.set_xlabel("actual, points", labelpad=2)
@@ -232,7 +251,9 @@ def error_figure(errors: pd.DataFrame) -> Figure:
         positions = np.arange(len(errors)) + at
         axes.barh(positions, errors[name], height=0.34, color=LIGHT[ink], zorder=2)
         for y, value in zip(positions, errors[name], strict=True):
-            axes.annotate(f"{value:.1f}", (value, y), xytext=(4, 0), textcoords="offset points", va="center_baseline", fontsize=10)
+            axes.annotate(
+                f"{value:.1f}", (value, y), xytext=(4, 0), textcoords="offset points", va="center_baseline", fontsize=10
+            )
     axes.set_yticks(range(len(errors)), labels)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.set_xlabel("mean absolute error, points", labelpad=2)
@@ -283,7 +304,7 @@ def _quiet(axes: Axes, grid: str = "both") -> None:
     axes.grid(True, axis=grid, color=LIGHT["rule"], linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, pad=4)
+    axes.tick_params(length=0, pad=5)
 
 
 def _short(name: str, most: int) -> str:
@@ -295,19 +316,35 @@ def _label_room(labels: list[str]) -> float:
     return 12 + 5.7 * max((len(label) for label in labels), default=0)
 
 
+def _align(bar: Axes, *sides: Literal["left", "center", "right"]) -> None:
+    """Keep the numbers of a colour bar within its ends."""
+    for label, side in zip(bar.get_xticklabels(), sides, strict=True):
+        label.set_horizontalalignment(side)
+
+
 def _name_points(axes: Axes, top: pd.DataFrame, size: tuple[float, float], limits: tuple[float, float]) -> None:
     """Write "L3 H7" beside each point where there is room; a name without room is left out, never laid over another."""
-    (width, height), (x_high, y_high), taken = size, limits, []
-    for one in top.dropna(subset=["image_attention", "concentration"]).itertuples(index=False):
-        text = f"L{one.layer} H{one.head}"
-        x, y = one.image_attention / x_high * width, one.concentration / y_high * height
-        length = 6.0 * len(text)
-        for dx, dy, side in ((6, 3, "left"), (-6, 3, "right"), (6, -11, "left"), (-6, -11, "right"), (6, 12, "left")):
-            left = x + dx if side == "left" else x + dx - length
-            box = (left, y + dy - 1, left + length, y + dy + 10)
+    (width, height), (x_high, y_high) = size, limits
+    taken: list[tuple[float, float, float, float]] = []
+    known = top.dropna(subset=["image_attention", "concentration"])
+    names = [f"L{layer} H{head}" for layer, head in zip(known["layer"], known["head"], strict=True)]
+    for text, (at_x, at_y) in zip(names, known[["image_attention", "concentration"]].to_numpy(float), strict=True):
+        x, y, length = at_x / x_high * width, at_y / y_high * height, 6.0 * len(text)
+        for dx, dy in ((6, 3), (-6, 3), (6, -11), (-6, -11), (6, 12)):
+            left, low = x + dx - (length if dx < 0 else 0), y + dy - 1
+            box = (left, low, left + length, low + 11)
             free = all(box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in taken)
-            if free and box[0] >= 2 and box[2] <= width + 8 and 0 <= box[1] and box[3] <= height + 6:
-                axes.annotate(text, (one.image_attention, one.concentration), xytext=(dx, dy), fontsize=10,
-                              textcoords="offset points", ha=side, va="baseline", color=LIGHT["ink"], zorder=6)  # fmt: skip
+            if free and left >= 2 and box[2] <= width + 8 and low >= 0 and box[3] <= height + 6:
+                axes.annotate(
+                    text,
+                    (at_x, at_y),
+                    xytext=(dx, dy),
+                    textcoords="offset points",
+                    ha="left" if dx > 0 else "right",
+                    va="baseline",
+                    fontsize=10,
+                    color=LIGHT["ink"],
+                    zorder=6,
+                )
                 taken.append(box)
                 break

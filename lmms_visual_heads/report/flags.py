@@ -1,22 +1,25 @@
-"""Flags of a prediction in plain words, for people who have not read the documentation."""
+"""Flags of predictions in plain words; the words themselves belong to the predictor (prediction/flags.py)."""
 
 from __future__ import annotations
 
-import re
-from types import MappingProxyType
+from collections.abc import Iterable
 
-FLAG_WORDS = MappingProxyType(
-    {
-        "forced": "forced: the predictor was fitted on models of another kind and does not vouch for this one",
-    }
-)
+from lmms_visual_heads.prediction.flags import FLAG_WORDS
 
 
 def split_flags(flags: str) -> list[str]:
-    """The single flags of a cell: parts between semicolons, commas or bars."""
-    return [part.strip() for part in re.split(r"[;,|]", flags) if part.strip()]
+    """The single flags of a cell: its parts between semicolons."""
+    return [part.strip() for part in flags.split(";") if part.strip()]
 
 
-def in_words(flags: str) -> str:
-    """A cell of flags as plain words; a flag that is not known here stays as it is, with spaces for underscores."""
-    return "; ".join(FLAG_WORDS.get(flag, flag.replace("_", " ")) for flag in split_flags(flags))
+def in_words(flags: Iterable[str]) -> str:
+    """Flags as plain words; a flag that is not known here stays as it is, with spaces for underscores."""
+    return "; ".join(FLAG_WORDS.get(flag, flag.replace("_", " ")) for flag in flags)
+
+
+def shared_flags(cells: Iterable[str]) -> list[str]:
+    """Flags that stand in every one of at least two cells: said once for the whole table instead of in every row."""
+    rows = [split_flags(cell) for cell in cells]
+    if len(rows) < 2:
+        return []
+    return [flag for flag in dict.fromkeys(rows[0]) if all(flag in row for row in rows)]

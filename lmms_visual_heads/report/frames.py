@@ -29,7 +29,7 @@ def head_frame(models: Iterable[ReportModel]) -> pd.DataFrame:
     """One row per head: its statistics over all documents of the model's pooled tasks.
 
     Means weigh each task by its documents, C and F also by image attention, and the region lift is pooled as
-    ln(sum r / sum w b): the result is that of one profile over all documents together.
+    ln(sum r / sum w b): where no document lacks a statistic, the result is that of one profile over all documents together.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def pool_tasks(rows: pd.DataFrame) -> pd.DataFrame:
         work[f"{name}|weight"] = weight.where(known)
     region = n * rows["region_attention"].astype(float)
     with np.errstate(over="ignore"):
-        expected = region / np.exp(rows["region_lift"].astype(float))
+        expected: pd.Series = region / np.exp(rows["region_lift"].astype(float))
     known = region.notna() & expected.notna() & np.isfinite(expected) & (expected > 0)
     work["lift|sum"], work["lift|weight"] = region.where(known), expected.where(known)
     work["n_documents"] = rows["n_documents"]
@@ -101,7 +101,7 @@ def model_frame(heads: pd.DataFrame, threshold: float = DEFAULT_THRESHOLD) -> pd
     for name, part in heads.groupby("model", sort=False):
         attention = part["image_attention"]
         score = part["visual_head_score"]
-        best = part.loc[score.idxmax()] if score.notna().any() else None
+        best_layer = float(part["layer"].to_numpy()[score.argmax()]) if score.notna().any() else np.nan
         rows.append(
             {
                 "model": name,
@@ -113,7 +113,7 @@ def model_frame(heads: pd.DataFrame, threshold: float = DEFAULT_THRESHOLD) -> pd
                 "largest_score": score.max(),
                 "visual_heads": int((score > threshold).sum()),
                 "threshold": threshold,
-                "top_layer": np.nan if best is None else float(best["layer"]),
+                "top_layer": best_layer,
                 "region_lift": part["region_lift"].mean(),
             }
         )
@@ -252,7 +252,9 @@ def mixed_measurements(models: Sequence[ReportModel]) -> list[str]:
             )
     pools = {model.pooled_tasks for model in models}
     if len(pools) > 1:
-        sentences.append("The models were probed with different tasks: compare their maps with care (section 5 lists them).")
+        sentences.append(
+            "The models were probed with different tasks: compare their maps with care (section 5 lists them)."
+        )
     return sentences
 
 

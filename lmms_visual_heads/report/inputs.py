@@ -13,6 +13,8 @@ import pandas as pd
 
 from lmms_visual_heads import schema
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.profiles import head_profile
+from lmms_visual_heads.tables import HeadTable
 
 PROFILE_NAMES = tuple(column.name for column in schema.PROFILE_COLUMNS)
 PLAIN_TASKS = schema.PROBE_TASKS[:3]
@@ -103,18 +105,16 @@ def report_models(heads: Iterable[Any]) -> list[ReportModel]:
 def _models_of(entry: Any) -> list[ReportModel]:
     if isinstance(entry, ReportModel):
         return [entry]
-    frame = entry.frame
     by_model = getattr(entry, "metadata_by_model", None)
     if by_model is None:
         metadata = entry.metadata
-        if "doc_id" in frame.columns:
-            from lmms_visual_heads.features import head_profile
-
-            frame = head_profile(entry)
+        frame = head_profile(entry) if isinstance(entry, HeadTable) else entry.frame
         named = (metadata.get("model") or {}).get("name")
         if named is not None and "model" not in frame.columns:
             frame = frame.assign(model=named)
         by_model = dict.fromkeys(frame["model"].unique(), metadata)
+    else:
+        frame = entry.frame
     return [
         ReportModel(str(name), part.reset_index(drop=True), by_model.get(name, {}))
         for name, part in frame.groupby("model", sort=False)

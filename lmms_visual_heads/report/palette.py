@@ -32,8 +32,8 @@ DARK = MappingProxyType(
         "interval": "#2c4d7e",
         "baseline": "#828b97",
         "actual": "#ff9b57",
-        "missing": "#343a42",
-        "missing-line": "#596270",
+        "missing": "#5a626d",
+        "missing-line": "#8b95a1",
     }
 )
 MAP_COLOURS = "viridis"

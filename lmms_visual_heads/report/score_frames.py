@@ -10,7 +10,7 @@ import pandas as pd
 
 from lmms_visual_heads import schema
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.report.flags import in_words
+from lmms_visual_heads.report.flags import in_words, split_flags
 
 EVALUATION_COLUMNS = ("model", "lineage", "benchmark", "actual", "predicted", "low", "high", "baseline")
 BOOTSTRAP_DRAWS = 2000
@@ -58,7 +58,7 @@ def prediction_frame(predictions: pd.DataFrame, scores: pd.DataFrame | None = No
     frame["error"] = (frame["predicted"] - frame["actual"]).abs()
     frame["baseline_error"] = (frame["baseline"] - frame["actual"]).abs()
     frame["inside"] = _inside(frame)
-    frame["flags_in_words"] = [in_words(flags) for flags in frame["flags"]]
+    frame["flags_in_words"] = [in_words(split_flags(flags)) for flags in frame["flags"]]
     return frame
 
 
@@ -104,48 +104,52 @@ def error_frame(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_difference(evaluation: pd.DataFrame) -> dict[str, float]:
-    """Error, baseline's error and their difference over the rows given, with a bootstrap interval over lineages.
+    """Error, baseline's error and their difference over the rows given, every lineage counting the same.
 
-    Lineages are drawn with replacement (2,000 draws, fixed seed), because models of one training are not independent.
+    The interval draws lineages with replacement (2,000 draws, fixed seed), because models of one training are not independent.
     """
+    lineages = evaluation["lineage"]
     difference = evaluation["error"] - evaluation["baseline_error"]
-    by_lineage = difference.groupby(evaluation["lineage"], sort=True)
-    sums, counts = by_lineage.sum().to_numpy(float), by_lineage.size().to_numpy(float)
+    per_lineage = difference.groupby(lineages, sort=True).mean().to_numpy(float)
     low = high = float("nan")
-    if len(sums) >= 2:
-        drawn = np.random.default_rng(0).integers(0, len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
-        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    if len(per_lineage) >= 2:
+        drawn = np.random.default_rng(0).integers(0, len(per_lineage), size=(BOOTSTRAP_DRAWS, len(per_lineage)))
         tail = (1 - BOOTSTRAP_LEVEL) / 2
-        low, high = (float(value) for value in np.quantile(means, [tail, 1 - tail]))
+        low, high = (float(value) for value in np.quantile(per_lineage[drawn].mean(axis=1), [tail, 1 - tail]))
     inside = evaluation["inside"].dropna()
     return {
         "n_models": int(evaluation["model"].nunique()),
-        "n_lineages": int(evaluation["lineage"].nunique()),
-        "error": float(evaluation["error"].mean()),
-        "baseline_error": float(evaluation["baseline_error"].mean()),
-        "difference": float(difference.mean()),
+        "n_lineages": len(per_lineage),
+        "error": lineage_mean(evaluation["error"], lineages),
+        "baseline_error": lineage_mean(evaluation["baseline_error"], lineages),
+        "difference": float(per_lineage.mean()),
         "difference_low": low,
         "difference_high": high,
         "covered": float(inside.sum()),
-        "n_intervals": int(len(inside)),
+        "n_intervals": len(inside),
     }
 
 
-def direct_scoring_error(actual: pd.Series, n_items: float) -> float:
+def lineage_mean(values: pd.Series, lineages: pd.Series) -> float:
+    """Mean of `values` in which every lineage counts the same, as in the predictor's own table of errors."""
+    return float(values.groupby(lineages).mean().mean())
+
+
+def direct_scoring_error(evaluation: pd.DataFrame, n_items: float) -> float:
     """Mean absolute error, in points, of scoring `n_items` random items instead of all of them.
 
     For right-or-wrong items the sampling error of a share p has standard deviation sqrt(p (1 - p) / n); the mean absolute
-    value of a normal deviate is sqrt(2 / pi) of it. Averaged over the scores in `actual` (points, clipped to 0..100).
+    value of a normal deviate is sqrt(2 / pi) of it. Over the actual scores (points), every lineage counting the same.
     """
-    share = (actual.dropna().astype(float) / 100.0).clip(0.0, 1.0)
-    return float((100.0 * np.sqrt(2.0 / np.pi) * np.sqrt(share * (1.0 - share) / n_items)).mean())
+    share = (evaluation["actual"].astype(float) / 100.0).clip(0.0, 1.0)
+    return lineage_mean((2.0 / np.pi * share * (1.0 - share) / n_items) ** 0.5 * 100.0, evaluation["lineage"])
 
 
-def equivalent_items(actual: pd.Series, error: float) -> float:
+def equivalent_items(evaluation: pd.DataFrame, error: float) -> float:
     """Items of each benchmark whose direct scoring errs by `error` points on average; inverse of `direct_scoring_error`."""
     if not error > 0:
         return float("inf")
-    return (direct_scoring_error(actual, 1.0) / error) ** 2
+    return (direct_scoring_error(evaluation, 1.0) / error) ** 2
 
 
 def _inside(frame: pd.DataFrame) -> pd.Series:
@@ -163,5 +167,6 @@ def _require(frame: pd.DataFrame, names: tuple[str, ...], what: str) -> None:
     lacking = [name for name in names if name not in frame.columns]
     if lacking:
         raise VisualHeadsError(
-            f"{what} must have the columns {', '.join(names)}; {', '.join(lacking)} is missing. Make the table again with this version."
+            f"{what} must have the columns {', '.join(names)}; {', '.join(lacking)} is missing. "
+            "Make the table again with this version."
         )

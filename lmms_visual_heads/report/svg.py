@@ -83,7 +83,7 @@ def inline_svg(figure: Figure, key: str, title: str) -> Markup:
         f'<svg class="figure" viewBox="{root.group(1)}" role="img" aria-label="{html.escape(title)}" '
         f'style="max-width:{width * 1.25:.0f}px;aspect-ratio:{width:.0f}/{height:.0f}">'
     )
-    return Markup(head + body.strip())  # noqa: S704 - matplotlib escapes text; the title is escaped above
+    return Markup(head + body.strip())
 
 
 def _rewritten(tag: str, key: str, referenced: set[str]) -> str:

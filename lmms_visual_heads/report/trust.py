@@ -12,15 +12,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
 from lmms_visual_heads.report.score_frames import direct_scoring_error, equivalent_items, paired_difference
 
 Verdict = Literal["none", "too few", "not better", "worse", "better"]
 
 MIN_LINEAGES_TO_COMPARE = 5
 """Below this many separate trainings the page does not say whether predictions beat the baseline."""
-
-MIN_LINEAGES_FOR_90 = 15
-"""Below this many a 90 % interval cannot be certified (DESIGN: users need at least 15 scored checkpoints)."""
 
 DIRECT_ITEMS = 200
 """Scoring this many items of a benchmark is what a prediction has to compete with."""
@@ -57,7 +55,7 @@ def trust(
     level: float | None = None,
     small: bool = False,
     probe_documents: int | None = None,
-    certified: bool | None = None,
+    predicted: bool = False,
 ) -> Trust:
     """Judge predictions by their leave-one-lineage-out errors.
 
@@ -71,20 +69,29 @@ def trust(
         Whether the models are the embedded small checkpoints.
     probe_documents : int or None
         Documents of the probe for one model: forward passes that direct scoring could have had instead.
-    certified : bool or None
-        Whether the predictor itself says that its lineages certify `level`; None: judged by `MIN_LINEAGES_FOR_90`.
+
+    predicted : bool
+        Whether the page shows predictions at all.
 
     Returns
     -------
     Trust
     """
     if evaluation is None or evaluation.empty:
+        if predicted:
+            return Trust(
+                "none", "Nothing is known about how far to trust these predictions: no left-out errors came with them."
+            )
         return Trust("none", "No prediction was checked against a score here, so this page says nothing about scores.")
     numbers = paired_difference(evaluation)
     numbers["n_benchmarks"] = int(evaluation["benchmark"].nunique())
     verdict = _verdict(numbers)
     sentence = _sentence(verdict, numbers, small)
-    details = [_difference(numbers), _intervals(numbers, level, certified), *_direct(evaluation, numbers, probe_documents)]
+    details = [
+        _difference(numbers),
+        _intervals(numbers, level),
+        *_direct(evaluation, numbers, probe_documents),
+    ]
     return Trust(verdict, sentence, tuple(text for text in details if text), numbers)
 
 
@@ -139,42 +146,37 @@ def _difference(numbers: dict[str, float]) -> str:
     )
 
 
-def _intervals(numbers: dict[str, float], level: float | None, certified: bool | None) -> str:
+def _intervals(numbers: dict[str, float], level: float | None) -> str:
     if not numbers["n_intervals"]:
         return "The left-out predictions carry no intervals, so nothing is known about how sure they are."
     held = f"{numbers['covered']:.0f} of {numbers['n_intervals']:.0f} left-out scores lay inside their intervals"
     if level is None or not np.isfinite(level):
         return f"{held}."
-    few = numbers["n_lineages"] < MIN_LINEAGES_FOR_90 if certified is None else not certified
-    if few:
+    if numbers["n_lineages"] < CERTIFIED_LINEAGES:
         return (
             f"{held}, but {_count(numbers['n_lineages'], 'separate training')} cannot certify the {level:.0%} level: "
-            f"that takes at least {MIN_LINEAGES_FOR_90}. Read the intervals as rough."
+            f"that takes at least {CERTIFIED_LINEAGES}. Read the intervals as rough."
         ).replace("%", " %")
     return f"{held}; they were made to hold {level:.0%}.".replace("%", " %")
 
 
 def _direct(evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents: int | None) -> list[str]:
     """What direct scoring of a few items would have done instead; changes `numbers`."""
-    actual = evaluation["actual"]
     error = numbers["error"]
-    few_hundred = direct_scoring_error(actual, DIRECT_ITEMS)
-    items = numbers["equivalent_items"] = equivalent_items(actual, error)
+    few_hundred = direct_scoring_error(evaluation, DIRECT_ITEMS)
+    items = numbers["equivalent_items"] = equivalent_items(evaluation, error)
     numbers["direct_items"], numbers["direct_error"] = float(DIRECT_ITEMS), few_hundred
     sentences = []
+    buy = "; where a benchmark's labels are at hand, that is the better buy" if few_hundred < error else ""
     if np.isfinite(items):
         worth = "fewer than one item" if items < 1 else f"about {_count(round(items), 'item')}"
         sentences.append(
             f"A prediction is worth {worth} of direct scoring per benchmark; {DIRECT_ITEMS} items would err by about "
-            f"{few_hundred:.1f} points."
-        )
-    if few_hundred < error:
-        sentences.append(
-            f"Where a benchmark's labels are at hand, scoring {DIRECT_ITEMS} of its items directly is the better buy."
+            f"{few_hundred:.1f} points{buy}."
         )
     if probe_documents:
         each = probe_documents / numbers["n_benchmarks"]
-        same = numbers["same_cost_error"] = direct_scoring_error(actual, each)
+        same = numbers["same_cost_error"] = direct_scoring_error(evaluation, each)
         better = "direct scoring is" if same < error else "the probe is"
         sentences.append(
             f"At the probe's cost ({probe_documents:,} questions) one could score {each:,.0f} items of each benchmark "

@@ -6,11 +6,13 @@ Pure functions on frames; text only, escaping is the template's work.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from lmms_visual_heads.report.inputs import ReportModel
+from lmms_visual_heads.report.flags import split_flags
+from lmms_visual_heads.report.inputs import PLAIN_TASKS, VISUAL_TASKS, ReportModel
 from lmms_visual_heads.report.trust import Trust
 
 CITATION = (
@@ -18,21 +20,42 @@ CITATION = (
 )
 
 GLOSSARY = (
-    ("visual token", "a position of the prompt that holds an image embedding; a patch token is one that stands for a patch of the image."),
+    (
+        "visual token",
+        "a position of the prompt that holds an image embedding; a patch token is one that stands for a patch of the image.",
+    ),
     ("head", "a pair (layer, head) of the language model's query heads, both counted from 0."),
-    ("query", "whose attention is read: that of the first generated token (first_generated) or of the last token of the prompt (last_prompt)."),
+    (
+        "query",
+        "whose attention is read: that of the first generated token (first_generated) or of the last token of the prompt "
+        "(last_prompt).",
+    ),
     ("image attention W", "the share of a head's attention that falls on the visual tokens, 0 to 1."),
-    ("concentration C", "1 − H(p) / ln n, where p is the attention over the n patch tokens, made to sum to 1, and H its entropy: 0 spread evenly, 1 on one token. Depends on n: compare it within a model."),
-    ("focus F", "ln n − H(p), in nats: does not change when every patch is split into equal parts, so it may be compared between models."),
+    (
+        "concentration C",
+        "1 − H(p) / ln n, where p is the attention over the n patch tokens, made to sum to 1, and H its entropy: 0 when "
+        "spread evenly, 1 on one token. It depends on n: compare it within a model.",
+    ),
+    (
+        "focus F",
+        "ln n − H(p), in nats. It does not change when every patch is split into equal parts: compare it between models.",
+    ),
     ("visual-head score S", "W × C."),
     ("visual head", "a head whose mean S on a data set exceeds a stated threshold."),
-    ("region attention, region lift", "attention on the patches that the pointed box overlaps; the lift is its logarithm relative to the box's share of the patch area, pooled over documents: 0 means no preference for the box."),
+    (
+        "region attention, region lift",
+        "attention on the patches that the pointed box overlaps; the lift is ln(region attention / (patch attention × the "
+        "box's share of the patch area)), pooled over documents: 0 means no preference for the box.",
+    ),
     ("probe", "the vhead questions (general, obj, super) about counting, on which head statistics are taken."),
     ("points", "100 × score / the metric's best value."),
-    ("baseline", "what one would say without looking at the model: the mean score of the other models."),
+    (
+        "baseline",
+        "what one would say without looking at the model: the mean score of the other models, every training counting the same.",
+    ),
     ("lineage", "checkpoints that share a training: the same run, a warm start, a seed. They are left out together."),
     ("missing (–)", "not measured or not defined; drawn as a hatched cell, never as zero."),
-)  # fmt: skip
+)
 
 
 def headline(
@@ -55,7 +78,9 @@ def _without_predictions(models: Sequence[ReportModel], heads: pd.DataFrame, ver
     if means.empty:
         return f"What the attention heads of {_models(len(models))} do with the image"
     if len(models) == 1:
-        return f"The attention heads of {models[0].name} spend {_percent(means.iloc[0])} of their attention on the image"
+        return (
+            f"The attention heads of {models[0].name} spend {_percent(means.iloc[0])} of their attention on the image"
+        )
     return (
         f"The attention heads of {_models(len(models))} spend {_percent(means.min())} ({means.idxmin()}) "
         f"to {_percent(means.max())} ({means.idxmax()}) of their attention on the image"
@@ -87,17 +112,20 @@ def missing_parts(has_scores: bool, has_predictor: bool, has_predictions: bool) 
     return parts
 
 
-def remake_commands(models: Sequence[ReportModel], report_command: Sequence[str] | None, with_predictor: bool) -> list[str]:
+def remake_commands(
+    models: Sequence[ReportModel], report_command: Sequence[str] | None, with_predictor: bool
+) -> list[str]:
     """Commands that measure such heads again and write this page; capitals stand for what the reader fills in."""
     commands = []
     groups: dict[tuple[str, tuple[str, ...]], None] = {}
     for model in models:
         tasks = tuple((model.metadata.get("tasks") or {}).keys()) or tuple(dict.fromkeys(model.profile["task"]))
         groups[(str(model.metadata.get("query") or ""), tasks)] = None
-    for query, tasks in groups:
+    for query, measured in groups:
+        typed = ",".join(_task_words(measured))
         chosen = f",query={query}" if query else ""
         commands.append(
-            f"lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads{chosen} --tasks {','.join(tasks)}"
+            f"lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads{chosen} --tasks {typed}"
         )
     if report_command:
         commands.append(shlex.join(report_command))
@@ -105,6 +133,41 @@ def remake_commands(models: Sequence[ReportModel], report_command: Sequence[str]
         extra = " --scores scores.csv --predictor PREDICTOR" if with_predictor else ""
         commands.append(f"visual-heads report --heads heads{extra} --out DIR")
     return commands
+
+
+def fitted_facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A predictor's description as (name, text) pairs: trainings with their models, the probe, then whatever else it says."""
+    rest = dict(description)
+    facts: list[tuple[str, str]] = []
+    lineages = rest.pop("lineages", None)
+    if isinstance(lineages, Mapping) and lineages:
+        rest.pop("models", None)
+        groups: dict[str, list[str]] = {}
+        for model, lineage in lineages.items():
+            groups.setdefault(str(lineage), []).append(str(model))
+        parts = [f"{name} ({', '.join(models)})" if models != [name] else name for name, models in groups.items()]
+        facts.append(("trainings and their models", "; ".join(parts)))
+    for task, about in (rest.pop("probe", None) or {}).items():
+        documents, fingerprint = (about.get(name) for name in ("n_documents", "fingerprint"))
+        facts.append((f"probe {task}", f"{documents} documents, fingerprint {str(fingerprint)[:12]}"))
+    benchmarks = rest.pop("benchmarks", None)
+    if benchmarks:
+        facts.append(("benchmarks", ", ".join(str(one["benchmark"]) for one in benchmarks)))
+    return facts + [(name.replace("_", " "), _plain(value)) for name, value in rest.items()]
+
+
+def _plain(value: Any) -> str:
+    """A value of a description as text; nothing for a missing one."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        between = " to " if len(value) == 2 and all(isinstance(entry, int) for entry in value) else ", "
+        return between.join(_plain(entry) for entry in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _of_predictions(predictions: pd.DataFrame, verdict: Trust) -> tuple[str, str]:
@@ -118,9 +181,13 @@ def _of_predictions(predictions: pd.DataFrame, verdict: Trust) -> tuple[str, str
         "not better": ", not to be relied on",
         "worse": ", not to be relied on",
     }
+    if any(flag.startswith("forced") for cell in predictions["flags"] for flag in split_flags(cell)):
+        return f"Predicted scores of {what}, forced for models unlike those fitted: not to be relied on", ""
     if verdict.verdict in weak:
         return f"Predicted scores of {what}{weak[verdict.verdict]}", ""
-    shared = predictions.pivot_table(index="model", columns="benchmark", values="predicted", dropna=False).dropna(axis="columns")
+    shared = predictions.pivot_table(index="model", columns="benchmark", values="predicted", dropna=False).dropna(
+        axis="columns"
+    )
     if shared.shape[1] == 0:
         return f"Predicted scores of {what}", ""
     means = shared.mean(axis="columns").reindex(names)
@@ -130,19 +197,35 @@ def _of_predictions(predictions: pd.DataFrame, verdict: Trust) -> tuple[str, str
         return f"{names[0]} is predicted to score {means.iloc[0]:.0f} points {on}; the baseline says {base:.0f}", ""
     best, second = means.sort_values(ascending=False, kind="stable").index[:2]
     apart, common = _apart(predictions, best, second)
+    if apart == 0:
+        return (
+            f"Predicted scores of {what}: {means.min():.0f} to {means.max():.0f} points on average, too close to say which is best",
+            f"The highest is {best}, then {second} with {means[second]:.0f} points; their intervals overlap on every benchmark.",
+        )
     return (
         f"{best} is predicted to do best of {_models(len(names))}: {means[best]:.0f} points {on}",
-        f"{second} follows with {means[second]:.0f} points. The intervals of the two are apart on {apart} of {common} "
-        f"benchmarks{', so this does not tell which is better' if apart == 0 else ''}.",
+        f"{second} follows with {means[second]:.0f} points. The intervals of the two are apart on {apart} of {common} benchmarks.",
     )
 
 
 def _apart(predictions: pd.DataFrame, first: str, second: str) -> tuple[int, int]:
     """On how many benchmarks the intervals of two models do not overlap, and how many benchmarks they share."""
-    a, b = (predictions[predictions["model"] == name].drop_duplicates("benchmark").set_index("benchmark") for name in (first, second))
+    a, b = (
+        predictions[predictions["model"] == name].drop_duplicates("benchmark").set_index("benchmark")
+        for name in (first, second)
+    )
     both = a.index.intersection(b.index)
     a, b = a.loc[both], b.loc[both]
     return int(((a["low"] > b["high"]) | (b["low"] > a["high"])).sum()), len(both)
+
+
+def _task_words(tasks: tuple[str, ...]) -> list[str]:
+    """Tasks as one would type them: a whole probe by its group's name."""
+    words = list(tasks)
+    for group, members in (("vhead", PLAIN_TASKS), ("vhead_visual", VISUAL_TASKS)):
+        if set(members) <= set(words):
+            words = [group, *(word for word in words if word not in members)]
+    return words
 
 
 def _models(n: int) -> str:

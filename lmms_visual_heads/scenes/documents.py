@@ -31,7 +31,14 @@ DATA_NAMES = PROBE_DATA + questions.BENCHMARKS
 
 
 def _document(item_id: str, scene: Scene, question: str, answer: str, **more: Any) -> Document:
-    return {"item_id": item_id, "question": question, "answer": answer, "scene": scene.to_text(), "with_box": False, **more}
+    return {
+        "item_id": item_id,
+        "question": question,
+        "answer": answer,
+        "scene": scene.to_text(),
+        "with_box": False,
+        **more,
+    }
 
 
 def _probe(name: str) -> list[Document]:
@@ -121,7 +128,9 @@ def _built(name: str) -> tuple[Document, ...]:
         return tuple(_probe(name))
     if name in _BENCHMARK_BUILDERS:
         return tuple(_BENCHMARK_BUILDERS[name]())
-    raise VisualHeadsError(f"Drawn data needs one of the names {', '.join(DATA_NAMES)}; {name!r} came. Use one of them.")
+    raise VisualHeadsError(
+        f"Drawn data needs one of the names {', '.join(DATA_NAMES)}; {name!r} came. Use one of them."
+    )
 
 
 def documents(name: str) -> list[Document]:
@@ -137,7 +146,7 @@ def documents(name: str) -> list[Document]:
     VisualHeadsError
         If there is no data set of that name.
     """
-    return json.loads(json.dumps(_built(name)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(_built(name)))
 
 
 def draw(document: Document) -> Image.Image:

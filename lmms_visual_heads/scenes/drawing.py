@@ -24,19 +24,22 @@ Pixels = npt.NDArray[np.uint8]
 
 @cache
 def _grain() -> Pixels:
-    """Tile of SplitMix64 noise, uint8 [336, 336], values 0 .. GRAIN - 1."""
+    """SplitMix64 noise, uint8 [672, 672 * 3], values 0 .. GRAIN - 1: a tile of 336 x 336 pixels, RGB, repeated twice each way."""
     index = np.arange(1, IMAGE_SIZE * IMAGE_SIZE + 1, dtype=np.uint64)
     z = index * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z >> np.uint64(40)) % np.uint64(GRAIN)).astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
+    tile = ((z >> np.uint64(40)) % np.uint64(GRAIN)).astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
+    return np.repeat(np.tile(tile, (2, 2)), 3, axis=1)
 
 
 def draw_pixels(scene: Scene, *, with_box: bool = False) -> Pixels:
     """The scene as uint8 [336, 336, 3]; `with_box` draws the pointing box around the pointed thing."""
     shift_y, shift_x = divmod(scene.texture, 256)
-    grain = np.roll(_grain(), (shift_y, shift_x), axis=(0, 1))
-    pixels = grain[:, :, None] + np.array(scene.background, np.uint8)
+    top, left = IMAGE_SIZE - shift_y, IMAGE_SIZE - shift_x
+    grain = _grain()[top : top + IMAGE_SIZE, 3 * left : 3 * (left + IMAGE_SIZE)]
+    # Rows of 336 x 3 values: adding along a last axis of 3 is five times slower.
+    pixels = (grain + np.tile(np.array(scene.background, np.uint8), IMAGE_SIZE)).reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
     for thing in scene.things:
         x, y = thing.corner
         window = pixels[y : y + thing.size, x : x + thing.size]

@@ -75,7 +75,9 @@ class Thing:
 
     def __post_init__(self) -> None:
         room = CELL - MARGIN - self.size
-        assert 0 <= self.cell < GRID * GRID and MARGIN <= self.dx <= room and MARGIN <= self.dy <= room
+        assert 0 <= self.cell < GRID * GRID
+        assert MARGIN <= self.dx <= room
+        assert MARGIN <= self.dy <= room
 
     @property
     def corner(self) -> tuple[int, int]:

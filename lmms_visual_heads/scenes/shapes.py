@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ def _stroke(width: int, *points: tuple[int, int], cut: bool = False) -> Part:
 
     def inside(x: Grid, y: Grid, s: int) -> Mask:
         result = np.zeros(np.broadcast(x, y).shape, bool)
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             dx, dy = x1 - x0, y1 - y0
             length = dx * dx + dy * dy
             px, py = x - x0 * s, y - y0 * s
@@ -149,13 +150,17 @@ _DIGIT_STROKES: dict[str, tuple[tuple[tuple[int, int], ...], ...]] = {
     "3": (((24, 8), (72, 8), (46, 40), (64, 42), (74, 58), (70, 78), (56, 88), (36, 88), (23, 76)),),
     "4": (((62, 88), (62, 8), (18, 62), (78, 62)),),
     "5": (((70, 8), (30, 8), (26, 44), (58, 40), (72, 54), (72, 74), (58, 88), (36, 88), (22, 78)),),
-    "6": (((68, 14), (54, 8), (38, 14), (26, 36), (24, 70), (36, 88), (60, 88), (72, 72), (66, 50), (44, 44), (26, 58)),),
+    "6": (
+        ((68, 14), (54, 8), (38, 14), (26, 36), (24, 70), (36, 88), (60, 88), (72, 72), (66, 50), (44, 44), (26, 58)),
+    ),
     "7": (((22, 8), (74, 8), (42, 88)),),
     "8": (
         ((48, 8), (66, 14), (68, 32), (48, 44), (28, 32), (30, 14), (48, 8)),
         ((48, 44), (72, 56), (72, 76), (48, 88), (24, 76), (24, 56), (48, 44)),
     ),
-    "9": (((28, 82), (42, 88), (58, 82), (70, 60), (72, 26), (60, 8), (36, 8), (24, 24), (30, 46), (52, 52), (70, 38)),),
+    "9": (
+        ((28, 82), (42, 88), (58, 82), (70, 60), (72, 26), (60, 8), (36, 8), (24, 24), (30, 46), (52, 52), (70, 38)),
+    ),
 }
 _SHAPES |= {digit: tuple(_stroke(15, *line) for line in lines) for digit, lines in _DIGIT_STROKES.items()}
 

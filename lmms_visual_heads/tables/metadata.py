@@ -87,6 +87,10 @@ def from_bytes(content: bytes | None, where: str) -> dict[str, Any]:
         raise VisualHeadsError(f"The metadata of {where} is not JSON ({error}). Write the table again.") from error
     if not isinstance(document, dict):
         raise VisualHeadsError(f"The metadata of {where} must be a JSON object. Write the table again.")
+    if "unfinished" in document:
+        raise VisualHeadsError(
+            f"A finished table is required; the run of {where} did not finish. Run the probe again to the end."
+        )
     check_metadata(document, where)
     return document
 

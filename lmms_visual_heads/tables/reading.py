@@ -227,10 +227,6 @@ def _open(kind: type[Table], path: Path) -> _Source:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     document = metadata_documents.from_bytes((schema.metadata or {}).get(METADATA_KEY), str(path))
-    if "unfinished" in document:
-        raise VisualHeadsError(
-            f"A finished table is required; the run of {path} did not finish. Run the probe again to the end."
-        )
     missing = [c.name for c in kind.columns if c.name not in schema.names]
     if missing:
         raise VisualHeadsError(

@@ -36,9 +36,7 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
             f"No such score table: {target}. Write one with: visual-heads scores RESULTS... --out {target.name}."
         )
     try:
-        frame = pd.read_csv(
-            target, dtype={"model": str, "benchmark": str, "metric": str, "source": str}, keep_default_na=True
-        )
+        frame = pd.read_csv(target, dtype=str)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
         raise VisualHeadsError(
             f"A CSV file with the columns {', '.join(c.name for c in SCORE_COLUMNS)} is required; {target} is none: "
@@ -106,18 +104,15 @@ def _with_defaults(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for name, default in (("metric", "score"), ("source", where)):
         clean[name] = clean[name].fillna(default) if name in clean.columns else default
     if "n_items" not in clean.columns:
-        clean["n_items"] = pd.NA
+        clean["n_items"] = np.nan
     clean["n_items"] = _number(clean["n_items"], "n_items", where).round().astype("Int64")
     return clean[[c.name for c in SCORE_COLUMNS]]
 
 
 def _number(column: pd.Series, name: str, where: str) -> pd.Series:
     try:
-        return (
-            pd.to_numeric(column).astype("Float64").astype("float64")
-            if column.notna().any()
-            else column.astype("float64")
-        )
+        # float() reads every printed number back exactly; pandas' own parser need not.
+        return pd.Series([np.nan if pd.isna(v) else float(v) for v in column], index=column.index, dtype="float64")
     except (TypeError, ValueError) as error:
         raise VisualHeadsError(
             f"Column {name!r} of {where} must hold numbers: {error}. Mend the cell or leave it empty."

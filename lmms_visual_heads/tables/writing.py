@@ -105,6 +105,25 @@ class _TableWriter:
         self._recorded.update(document for document, is_new in zip(documents, new, strict=True) if is_new)
         return len(frame)
 
+    def append_batch(self, batch: pa.RecordBatch, document: tuple[str, int]) -> None:
+        """Record the rows of one document that stand in another table of these columns.
+
+        Parameters
+        ----------
+        batch : RecordBatch
+            All rows of the document, in the declared columns.
+        document : (task, doc_id)
+            Must not be recorded yet.
+        """
+        if document in self._recorded:
+            raise ValueError(f"{document} is recorded already")
+        self._pending.append(batch.select([c.name for c in self.columns]).cast(self._schema))
+        self._n_pending += len(batch)
+        self.n_rows += len(batch)
+        self._recorded.add(document)
+        if self._n_pending >= self.rows_per_group:
+            self.flush()
+
     def flush(self) -> None:
         """Write what is pending as a row group to the part file."""
         if not self._pending:

@@ -15,7 +15,7 @@ from transformers import LlavaProcessor
 
 from lmms_visual_heads.scenes import generation, questions
 from lmms_visual_heads.scenes.drawing import draw_scene
-from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, IMAGE_SIZE, KIND_NAMES, QUADRANTS, Scene, kind_of
+from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, IMAGE_SIZE, KIND_NAMES, QUADRANTS, Scene
 from lmms_visual_heads.scenes.random_stream import RandomStream
 from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training
 
@@ -149,22 +149,23 @@ class EncodedTurns:
 def encode_turns(turns: Sequence[Sequence[Turn]], processor: LlavaProcessor) -> EncodedTurns:
     """Token ids of the turns, made with the tokenizer and the chat template that inference uses."""
     known: dict[tuple[str, str], list[int]] = {}
-    for turn in {(turn.prompt, turn.answer) for row in turns for turn in row}:
-        content = [{"type": "image"}, {"type": "text", "text": turn[0]}]
+    for text, answer in {(turn.prompt, turn.answer) for row in turns for turn in row}:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids = processor.tokenizer(f"{prompt} {turn[1]}")["input_ids"]
-        known[turn] = ids[ids.index(processor.tokenizer.convert_tokens_to_ids(processor.image_token)) + 1 :]
+        ids = processor.tokenizer(f"{prompt} {answer}")["input_ids"]
+        image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        known[text, answer] = ids[ids.index(image) + 1 :]
     width = max(len(ids) for ids in known.values())
     shape = (len(turns), len(turns[0]))
-    ids = torch.full((*shape, width), processor.tokenizer.pad_token_id)
-    start, answer, kind = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    padded = torch.full((*shape, width), processor.tokenizer.pad_token_id)
+    start, word, kind = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     for n, row in enumerate(turns):
         for q, turn in enumerate(row):
             tokens = known[turn.prompt, turn.answer]
-            ids[n, q, : len(tokens)] = torch.tensor(tokens)
-            start[n, q], answer[n, q] = len(tokens) - 3, tokens[-1]
+            padded[n, q, : len(tokens)] = torch.tensor(tokens)
+            start[n, q], word[n, q] = len(tokens) - 3, tokens[-1]
             kind[n, q] = TURN_TYPES.index(turn.kind)
-    return EncodedTurns(ids, start, answer, kind)
+    return EncodedTurns(padded, start, word, kind)
 
 
 def resized_images(scenes: Sequence[TrainingScene], processor: LlavaProcessor) -> Tensor:
@@ -180,7 +181,9 @@ def resized_images(scenes: Sequence[TrainingScene], processor: LlavaProcessor) -
 def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
     """`pixel_values` of resized images, float32 [N, 3, size, size]: what the processor does after its resizing."""
     settings = processor.image_processor
-    mean, std = (torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (settings.image_mean, settings.image_std))
+    mean, std = (
+        torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (settings.image_mean, settings.image_std)
+    )
     return (images.to(torch.float32) * settings.rescale_factor - mean) / std
 
 
@@ -188,8 +191,9 @@ def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
 class PatchLabels:
     """What each patch shows, int64 [N, P] each, patches row by row.
 
-    `name`: 0 empty, else 1 + index into `KIND_NAMES + DIGITS` of the thing whose box is centred on the patch; `colour`: index
-    into `COLOUR_NAMES`, -1 where empty; `boxed`: 1 where that thing is the pointed one and its box is drawn; `quadrant` of the patch's centre.
+    `name`: 0 empty, else 1 + index into `NAMES` of the thing whose box is centred on the patch; `colour`: index into
+    `COLOUR_NAMES`, -1 where empty; `boxed`: 1 where that thing is the pointed one and its box is drawn; `quadrant`: that
+    of the patch's own centre.
     """
 
     name: Tensor
@@ -219,8 +223,3 @@ def patch_labels(scenes: Sequence[TrainingScene], n_side: int) -> PatchLabels:
     half = (2 * side + 1 > n_side).long()
     quadrant = (2 * half[:, None] + half[None, :]).flatten().expand(shape)
     return PatchLabels(name, colour, boxed, quadrant)
-
-
-def kind_plural(name: str) -> str:
-    """Plural of a kind's name."""
-    return kind_of(name).plural

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from lmms_visual_heads.scenes.layout import KINDS, SUPERCATEGORIES
 from lmms_visual_heads.scenes.zoo.settings import Training

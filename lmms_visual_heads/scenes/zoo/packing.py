@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from lmms_visual_heads.scenes.zoo.lessons import EncodedTurns
-from lmms_visual_heads.scenes.zoo.vocabulary import END, BLANK
+from lmms_visual_heads.scenes.zoo.vocabulary import BLANK, END
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, LlavaProcessor
 
-from lmms_visual_heads.scenes import documents as data
+from lmms_visual_heads.scenes.documents import DATA_NAMES, documents
 from lmms_visual_heads.scenes.layout import Scene
 from lmms_visual_heads.scenes.questions import full_prompt
 from lmms_visual_heads.scenes.zoo import lessons, packing, tower
@@ -16,21 +16,21 @@ from lmms_visual_heads.scenes.zoo import lessons, packing, tower
 
 @torch.no_grad()
 def accuracies(
-    folder: Path, processor: LlavaProcessor, names: Sequence[str] = data.DATA_NAMES, limit: int | None = None
+    folder: Path, processor: LlavaProcessor, names: Sequence[str] = DATA_NAMES, limit: int | None = None
 ) -> dict[str, float]:
     """Share of the documents of each data set whose answer word is right, 0..1; the first `limit` documents each."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     result = {}
     for name in names:
-        documents = data.documents(name)[:limit]
-        scenes = [lessons.TrainingScene(Scene.from_text(d["scene"]), d["with_box"]) for d in documents]
-        turns = [[lessons.Turn("existence", full_prompt(d["question"], d.get("choices")), d["answer"])] for d in documents]
+        asked = documents(name)[:limit]
+        scenes = [lessons.TrainingScene(Scene.from_text(d["scene"]), d["with_box"]) for d in asked]
+        turns = [[lessons.Turn("existence", full_prompt(d["question"], d.get("choices")), d["answer"])] for d in asked]
         encoded = lessons.encode_turns(turns, processor)
         features = tower.tower_features(model, lessons.resized_images(scenes, processor), processor)
-        rows = torch.arange(len(documents))
+        rows = torch.arange(len(asked))
         right = 0
         for part in rows.split(128):
             logits = packing.answer_logits(model, features[part], encoded, part, processor)
             right += int((logits.argmax(-1) == packing.answer_targets(encoded, part, processor))[..., :2].all(-1).sum())
-        result[name] = right / len(documents)
+        result[name] = right / len(asked)
     return result

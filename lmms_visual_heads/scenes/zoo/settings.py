@@ -36,7 +36,10 @@ class Training:
     """Everything that decides how one lineage comes out.
 
     Sizes are in units (hidden), layers, heads and pixels; budgets in optimiser steps, so that they reproduce.
-    `snapshots` are the steps at which a checkpoint is kept; the last step is always kept.
+    `projector_share` multiplies the projector's learning rate: at 1 it unlearns what it was aligned to before the language
+    model needs it. `box_share` is the percentage of the pointing scenes with the box drawn. `snapshots` are the steps at
+    which a checkpoint is kept; the last step is always kept. `shipped` are those of the kept steps whose checkpoints come
+    with the package.
     """
 
     name: str
@@ -59,13 +62,14 @@ class Training:
     batch: int = 16
     turns: int = 6
     learning_rate: float = 2e-3
+    projector_share: float = 0.1
     weight_decay: float = 0.05
     warmup: int = 50
     scenes: int = 8000
     box_share: int = 50
     mixture: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TURN_TYPES, 1.0))
     snapshots: tuple[int, ...] = ()
-    shipped: bool = True
+    shipped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -87,6 +91,11 @@ class Training:
             raise VisualHeadsError(
                 f"Snapshots need steps from 1 to {self.steps}; {self.name!r} has {list(self.snapshots)}. Change them."
             )
+        if not set(self.shipped) <= set(self.kept_steps):
+            raise VisualHeadsError(
+                f"Only kept steps can be shipped; {self.name!r} keeps {list(self.kept_steps)} and ships {list(self.shipped)}. "
+                "Change one of them."
+            )
 
     @property
     def n_visual_tokens(self) -> int:
@@ -104,7 +113,7 @@ class Training:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
-        return asdict(self) | {"snapshots": list(self.snapshots)}
+        return asdict(self) | {"snapshots": list(self.snapshots), "shipped": list(self.shipped)}
 
 
 def default_settings_path() -> Path:
@@ -138,11 +147,14 @@ def read_settings(path: Path | None = None) -> list[Training]:
             raise VisualHeadsError(
                 f"A training knows the settings {', '.join(sorted(known))}; {path} has {', '.join(unknown)}. Remove them."
             )
-        values["snapshots"] = tuple(values.get("snapshots", ()))
+        for steps in ("snapshots", "shipped"):
+            values[steps] = tuple(values.get(steps, ()))
         trainings.append(Training(**values))
     for what in ("name", "seed"):
         seen = [getattr(training, what) for training in trainings]
         twice = sorted({str(value) for value in seen if seen.count(value) > 1})
         if twice:
-            raise VisualHeadsError(f"Every training needs its own {what}; {path} repeats {', '.join(twice)}. Change it.")
+            raise VisualHeadsError(
+                f"Every training needs its own {what}; {path} repeats {', '.join(twice)}. Change it."
+            )
     return trainings

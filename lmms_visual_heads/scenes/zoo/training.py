@@ -1,41 +1,37 @@
 """One training from the first pixel to the kept checkpoints: resumable, deterministic in its settings.
 
-`run_training` works in a folder `<work>/<name>`: `tower.safetensors`, `state.safetensors` (parameters and optimiser, at the last
-saved step), `history.jsonl`, and a folder per kept checkpoint. A finished training has `finished.json`.
+`run_training` works in the folder `<work>/<name>`: `tower.safetensors`, `state.safetensors` (to go on from), `history.jsonl`,
+and a folder per kept checkpoint. A finished training has `finished.json`. Losses are in nats per answer word.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from lmms_visual_heads.scenes.zoo import lessons, packing, tower
+from lmms_visual_heads.scenes.zoo import keeping, lessons, packing, tower
 from lmms_visual_heads.scenes.zoo.model import build_model
 from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training
 from lmms_visual_heads.scenes.zoo.vocabulary import build_processor
 
-SAVE_EVERY = 1000
-"""Steps between two saved states; a stopped training goes on from the last one."""
 HISTORY_EVERY = 250
+"""Steps between two lines of the history; a training loss is the mean over as many steps."""
 WORD_WEIGHTS = (0.1, 1.0, 0.1)
 """Weight of the loss on the blank, on the answer word and on the end token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """A training's whole data: scenes, resized images, patch labels and encoded turns."""
+    """A training's whole data: resized images uint8 [N, 3, size, size], patch labels and encoded turns."""
 
     images: Tensor
     labels: lessons.PatchLabels
@@ -56,64 +52,87 @@ def prepare_lessons(training: Training, processor: LlavaProcessor) -> Lessons:
 
 def batch_rows(training: Training, step: int) -> Tensor:
     """Rows of the scenes that step number `step` learns from: every scene once per epoch, in the epoch's own order."""
-    per_epoch = training.scenes // training.batch
-    epoch, place = divmod(step, per_epoch)
+    epoch, place = divmod(step, training.scenes // training.batch)
     generator = torch.Generator().manual_seed((training.seed << 20) + epoch)
     order = torch.randperm(training.scenes, generator=generator)
     return order[place * training.batch : (place + 1) * training.batch]
 
 
-def training_flops(training: Training, model: LlavaForConditionalGeneration, length: int, step: int) -> float:
-    """Floating point operations of `step` steps, 6 per parameter and token; the tower's own stage is included."""
-    tower_size = sum(p.numel() for p in model.model.vision_tower.parameters())
-    layers_size = sum(p.numel() for p in model.model.language_model.layers.parameters())
-    patches = training.n_visual_tokens
-    tower_flops = 6.0 * tower_size * (patches + 1) * training.tower_batch * training.tower_steps
-    return tower_flops + 6.0 * layers_size * (patches + 2 + training.turns * length) * training.batch * step
+class Learner:
+    """The language model's stage: takes steps, and remembers how well the last ones went.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    recent : deque of float
+        Loss of the last `HISTORY_EVERY` steps.
+    """
+
+    def __init__(
+        self, training: Training, model: LlavaForConditionalGeneration, data: Lessons, processor: LlavaProcessor
+    ) -> None:
+        self._training, self._model, self._turns, self._processor = training, model, data.turns, processor
+        self._features = tower.tower_features(model, data.images, processor)
+        model.model.vision_tower.requires_grad_(False)
+        projector = list(model.model.multi_modal_projector.parameters())
+        rest = [p for p in model.parameters() if p.requires_grad and not any(p is other for other in projector)]
+        self._parameters = [*rest, *projector]
+        groups = [{"params": rest, "share": 1.0}, {"params": projector, "share": training.projector_share}]
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=training.weight_decay, betas=(0.9, 0.98))
+        self._weights = torch.tensor(WORD_WEIGHTS)
+        self._hits = torch.zeros(2, len(TURN_TYPES))
+        self.step = 0
+        self.recent: deque[float] = deque(maxlen=HISTORY_EVERY)
+
+    def start(self, state: Path, labels: lessons.PatchLabels, progress: tower.Progress) -> None:
+        """Go on from `state`, or align the projector and begin."""
+        if state.exists():
+            self.step, recent = keeping.load_state(state, self._model, self._optimiser)
+            self.recent.extend(recent.tolist())
+        else:
+            tower.align_projector(self._training, self._model, self._features, labels, self._processor, progress)
+        self._model.train()
+
+    def save(self, state: Path) -> None:
+        """Write the state that `start` goes on from."""
+        recent = torch.tensor(list(self.recent), dtype=torch.float64)
+        keeping.save_state(state, self._model, self._optimiser, self.step, recent)
+
+    def take_step(self) -> float:
+        """Learn from one batch; return its loss on the answer words."""
+        training = self._training
+        for group in self._optimiser.param_groups:
+            factor = tower.cosine(self.step, training.steps, training.warmup)
+            group["lr"] = group["share"] * training.learning_rate * factor
+        rows = batch_rows(training, self.step)
+        logits = packing.answer_logits(self._model, self._features[rows], self._turns, rows, self._processor)
+        targets = packing.answer_targets(self._turns, rows, self._processor)
+        losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+        self._optimiser.zero_grad(set_to_none=True)
+        (losses * self._weights).sum(-1).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimiser.step()
+        self.step += 1
+        self.recent.append(losses[..., 1].detach().mean().item())
+        right = (logits.detach()[..., 1, :].argmax(-1) == targets[..., 1]).flatten().float()
+        kinds = self._turns.kind[rows].flatten()
+        self._hits.index_add_(1, kinds, torch.stack([right, torch.ones_like(right)]))
+        return self.recent[-1]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the last steps."""
+        return sum(self.recent) / len(self.recent)
+
+    def accuracy(self) -> dict[str, float]:
+        """Share of right answers per type of turn since the last call, 0..1; types that were not asked are left out."""
+        right, asked = self._hits.tolist()
+        self._hits.zero_()
+        return {kind: round(r / n, 4) for kind, r, n in zip(TURN_TYPES, right, asked, strict=True) if n}
 
 
-def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Write a checkpoint in Hugging Face format, float16 safetensors, with its processor."""
-    half = copy.deepcopy(model).to(torch.float16)
-    half.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
-def _save_state(path: Path, model: LlavaForConditionalGeneration, optimiser: torch.optim.Optimizer, step: int) -> None:
-    tensors = {"step": torch.tensor(step)}
-    for name, parameter in model.named_parameters():
-        tensors[f"parameter.{name}"] = parameter.detach().clone()
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value.detach().clone()
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part)
-    os.replace(part, path)
-
-
-@torch.no_grad()
-def _load_state(path: Path, model: LlavaForConditionalGeneration, optimiser: torch.optim.Optimizer) -> int:
-    tensors = load_file(path)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[f"parameter.{name}"])
-        state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
-        if state:
-            optimiser.state[parameter] = state
-    return int(tensors["step"])
-
-
-def _optimiser(training: Training, model: LlavaForConditionalGeneration) -> torch.optim.AdamW:
-    model.model.vision_tower.requires_grad_(False)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.98))
-
-
-def _tower_stage(
+def _put_tower(
     training: Training,
     model: LlavaForConditionalGeneration,
     data: Lessons,
@@ -124,25 +143,26 @@ def _tower_stage(
     """Put a trained tower into `model`, from `path` where it was trained before."""
     if not path.exists():
         trained, accuracy = tower.train_tower(training, data.images, data.labels, processor, progress)
-        save_file(trained.state_dict(), path, {"accuracy": json.dumps(accuracy)})
-        _write_json(path.with_suffix(".json"), accuracy)
+        keeping.write_json(path.with_suffix(".json"), accuracy)
+        keeping.write_tensors(path, trained.state_dict())
     model.model.vision_tower.load_state_dict(load_file(path))
 
 
 def run_training(
-    training: Training, work: Path, progress: tower.Progress = lambda *_: None, on_kept: Callable[[Path], None] = lambda _: None
+    training: Training, work: Path, progress: tower.Progress = lambda *_: None, *, save_every: int = 1000
 ) -> Path:
     """Train one lineage, or go on where it stopped; return its folder.
 
     Parameters
     ----------
     training : Training
+        A finished training is passed over.
     work : Path
         Folder for all trainings; this one uses `work / training.name`.
     progress : callable
-        Called as `progress(stage, done, total, loss)` after every step.
-    on_kept : callable
-        Called with the folder of every checkpoint after it was written.
+        Called as `progress(stage, done, total, loss)` after every step of every stage.
+    save_every : int
+        Steps between two saved states; a stopped training loses at most as many.
     """
     folder = work / training.name
     if (folder / "finished.json").exists():
@@ -152,71 +172,25 @@ def run_training(
     processor = build_processor(training.image_size, training.patch_size)
     data = prepare_lessons(training, processor)
     model = build_model(training, processor)
-    _tower_stage(training, model, data, processor, folder / "tower.safetensors", progress)
-    features = tower.tower_features(model, data.images, processor)
-    optimiser = _optimiser(training, model)
-    state = folder / "state.safetensors"
-    if state.exists():
-        first = _load_state(state, model, optimiser)
-    else:
-        first = 0
-        tower.align_projector(training, model, features, data.labels, processor, progress)
-    model.train()
-    recent: list[Tensor] = []
-    right = torch.zeros(len(TURN_TYPES), 2)
-    weights = torch.tensor(WORD_WEIGHTS)
-    for step in range(first, training.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = training.learning_rate * tower.cosine(step, training.steps, training.warmup)
-        rows = batch_rows(training, step)
-        logits = packing.answer_logits(model, features[rows], data.turns, rows, processor)
-        targets = packing.answer_targets(data.turns, rows, processor)
-        losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
-        loss = (losses * weights).sum(-1).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        done = step + 1
-        recent.append(losses[..., 1].detach().mean())
-        with torch.no_grad():
-            kinds = data.turns.kind[rows].flatten()
-            hit = (logits[..., 1, :].argmax(-1) == targets[..., 1]).flatten().float()
-            right += torch.stack([torch.zeros(len(TURN_TYPES)).index_add_(0, kinds, v) for v in (hit, torch.ones_like(hit))], -1)
-        progress("language model", done, training.steps, float(recent[-1]))
-        if done % HISTORY_EVERY == 0 or done in training.kept_steps:
-            word_loss = float(torch.stack(recent[-HISTORY_EVERY:]).mean())
-            accuracy = {kind: round(float(h / n), 3) for kind, (h, n) in zip(TURN_TYPES, right, strict=True) if n}
-            right.zero_()
-            entry = {"step": done, "loss": word_loss, "cpu_seconds": time.process_time() - started, "accuracy": accuracy}
-            with (folder / "history.jsonl").open("a") as file:
+    _put_tower(training, model, data, processor, folder / "tower.safetensors", progress)
+    learner = Learner(training, model, data, processor)
+    state, history = folder / "state.safetensors", folder / "history.jsonl"
+    learner.start(state, data.labels, progress)
+    keeping.cut_history(history, learner.step)
+    while learner.step < training.steps:
+        loss = learner.take_step()
+        step = learner.step
+        progress("language model", step, training.steps, loss)
+        if step % HISTORY_EVERY == 0 or step in training.kept_steps:
+            entry = {"step": step, "loss": learner.loss, "accuracy": learner.accuracy()}
+            with history.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-        if done in training.kept_steps:
-            kept = folder / training.checkpoint_name(done)
-            save_checkpoint(model, processor, kept)
-            length = data.turns.ids.shape[-1]
-            facts = {
-                "name": kept.name,
-                "lineage": training.name,
-                "step": done,
-                "steps": training.steps,
-                "training_loss": word_loss,
-                "answers_seen": done * training.batch * training.turns,
-                "flops": training_flops(training, model, length, done),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "language_model_parameters": sum(p.numel() for p in model.model.language_model.parameters()),
-                "layers": training.layers,
-                "heads": training.heads,
-                "hidden": training.hidden,
-                "visual_tokens": training.n_visual_tokens,
-                "image_size": training.image_size,
-                "patch_size": training.patch_size,
-                "seed": training.seed,
-            }
-            _write_json(kept / "training.json", facts)
-            on_kept(kept)
-        if done % SAVE_EVERY == 0 and done < training.steps:
-            _save_state(state, model, optimiser, done)
-    _write_json(folder / "finished.json", {"settings": training.to_dict(), "cpu_seconds": time.process_time() - started})
+        if step in training.kept_steps:
+            facts = keeping.checkpoint_facts(training, model, data.turns.ids.shape[-1], step, learner.loss)
+            keeping.keep_checkpoint(model, processor, facts, folder)
+        if step % save_every == 0:
+            learner.save(state)
+    cost = {"settings": training.to_dict(), "cpu_seconds_of_the_last_start": time.process_time() - started}
+    keeping.write_json(folder / "finished.json", cost)
     state.unlink(missing_ok=True)
     return folder

@@ -23,7 +23,29 @@ PHRASES = (
 )
 MAX_POSITIONS = 256
 
-_QUESTION_WORDS = "is are there the a an in image how many of these pictured things what where color digit shown this thing".split()
+_QUESTION_WORDS = [
+    "is",
+    "are",
+    "there",
+    "the",
+    "a",
+    "an",
+    "in",
+    "image",
+    "how",
+    "many",
+    "of",
+    "these",
+    "pictured",
+    "things",
+    "what",
+    "where",
+    "color",
+    "digit",
+    "shown",
+    "this",
+    "thing",
+]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -1,0 +1,129 @@
+"""`visual-heads zoo`: train the small checkpoints that come with the package, put them there, and look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lmms_visual_heads.scenes.zoo.settings import Training
+
+zoo_app = typer.Typer(
+    help="The small LLaVA checkpoints that come with the package: train, ship, status.", no_args_is_help=True
+)
+
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: the one in the package.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Name of a training; give it again for several.")]
+DEFAULT_WORK = Path("zoo-work")
+
+
+def _chosen(config: Path | None, only: list[str] | None) -> list[Training]:
+    """The trainings of a settings file, or those of them that were asked for."""
+    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.scenes.zoo.settings import read_settings
+
+    trainings = read_settings(config)
+    names = [training.name for training in trainings]
+    for name in only or ():
+        if name not in names:
+            raise VisualHeadsError(f"--only needs one of {', '.join(names)}; {name!r} came. Choose one of them.")
+    return [training for training in trainings if not only or training.name in only]
+
+
+@zoo_app.command()
+def train(
+    config: Config = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the trainings.")] = DEFAULT_WORK,
+    only: Only = None,
+) -> None:
+    """Train the small checkpoints, one training after the other. A finished training is passed over, a stopped one goes on.
+
+    Examples:
+
+        visual-heads zoo train
+
+        visual-heads zoo train --only w48-d2-t16 --out /tmp/zoo
+    """
+    trainings = _chosen(config, only)
+
+    import torch
+    from tqdm import tqdm
+
+    from lmms_visual_heads.scenes.zoo.training import run_training
+
+    # One thread: results do not depend on the machine's cores, and two trainings can run side by side.
+    torch.set_num_threads(1)
+    for training in trainings:
+        bars: dict[str, tqdm] = {}
+
+        def show(stage: str, done: int, total: int, loss: float, name: str = training.name, bars: dict = bars) -> None:
+            if stage not in bars:
+                bars[stage] = tqdm(total=total, initial=done - 1, desc=f"{name}: {stage}", unit="step")
+            bars[stage].update(1)
+            if done % 50 == 0 or done == total:
+                bars[stage].set_postfix(loss=f"{loss:.3f}")
+            if done == total:
+                bars[stage].close()
+
+        folder = run_training(training, out, show)
+        typer.echo(f"{training.name}: {len(training.kept_steps)} checkpoints in {folder}")
+
+
+@zoo_app.command()
+def ship(
+    work: Annotated[Path, typer.Option("--from", help="Folder that `zoo train` wrote.")] = DEFAULT_WORK,
+    config: Config = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Target; default: the package's own folder.")] = None,
+) -> None:
+    """Copy the checkpoints that the settings ship into the package, with a manifest.
+
+    Examples:
+
+        visual-heads zoo ship --from zoo-work
+    """
+    from lmms_visual_heads.scenes.zoo.manifest import checkpoints_folder
+    from lmms_visual_heads.scenes.zoo.manifest import ship as copy
+
+    folder = checkpoints_folder() if to is None else to
+    entries = copy(_chosen(config, None), work, folder)
+    typer.echo(f"{len(entries)} checkpoints of {len({entry['lineage'] for entry in entries})} trainings in {folder}")
+
+
+@zoo_app.command()
+def status(
+    config: Config = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the trainings.")] = DEFAULT_WORK,
+) -> None:
+    """Print every checkpoint that the settings keep: its size, whether it was trained or comes with the package, its loss.
+
+    Examples:
+
+        visual-heads zoo status
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from lmms_visual_heads.scenes.zoo.manifest import MANIFEST_FILE, checkpoints_folder, shipped_checkpoints
+
+    in_package = shipped_checkpoints() if (checkpoints_folder() / MANIFEST_FILE).exists() else []
+    shipped = {entry["name"]: entry for entry in in_package}
+    table = Table("checkpoint", "layers", "heads", "width", "tokens", "state", "loss")
+    for column in table.columns:
+        column.no_wrap = True
+    for training in _chosen(config, None):
+        for step in training.kept_steps:
+            name = training.checkpoint_name(step)
+            trained = (out / training.name / name).exists()
+            entry = shipped.get(name)
+            table.add_row(
+                name,
+                str(training.layers),
+                str(training.heads),
+                str(training.hidden),
+                str(training.n_visual_tokens),
+                "shipped" if entry else "trained" if trained else "-",
+                f"{entry['training_loss']:.3f}" if entry else "",
+            )
+    Console().print(table)

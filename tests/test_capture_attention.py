@@ -1,0 +1,105 @@
+"""The attention function: its row against a slow twin, its output against stock SDPA."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, last_query_row, visual_heads_attention
+from lmms_visual_heads.capture.rows import stack_rows
+from lmms_visual_heads.errors import VisualHeadsError
+
+
+def slow_row(query: Tensor, key: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    """Row of the last query in float64, head by head: [B, H, K]."""
+    batch, n_heads = query.shape[:2]
+    group = n_heads // key.shape[1]
+    rows = torch.zeros(batch, n_heads, key.shape[2], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(n_heads):
+            scores = (key[b, h // group].double() @ query[b, h, -1].double()) * scaling
+            scores[~visible[b]] = -torch.inf
+            rows[b, h] = scores.softmax(0)
+    return rows
+
+
+def tensors(n_queries: int, n_keys: int, key_heads: int = 2, dtype: torch.dtype = torch.float32) -> tuple:
+    torch.manual_seed(n_queries * 100 + n_keys)
+    query = torch.randn(3, 4, n_queries, 8).to(dtype)
+    return query, torch.randn(3, key_heads, n_keys, 8).to(dtype), torch.randn(3, key_heads, n_keys, 8).to(dtype)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("n_queries", [1, 9])
+@pytest.mark.parametrize("mask", ["none", "bool", "additive"])
+def test_row_equals_slow_twin(key_heads: int, n_queries: int, mask: str) -> None:
+    query, key, _ = tensors(n_queries, 9, key_heads)
+    visible = torch.ones(3, 9, dtype=torch.bool)
+    attention_mask = None
+    if mask != "none":
+        visible[1, :3] = False
+        visible[2, 5] = False
+        attention_mask = visible[:, None, None].expand(3, 1, n_queries, 9)
+        if mask == "additive":
+            attention_mask = torch.zeros(attention_mask.shape).masked_fill(~attention_mask, torch.finfo().min)
+    row = last_query_row(query, key, attention_mask, 0.3)
+    assert row.shape == (3, 4, 1, 9)
+    torch.testing.assert_close(row[:, :, 0].double(), slow_row(query, key, visible, 0.3), atol=1e-6, rtol=0)
+
+
+def test_row_ignores_the_unwritten_tail_of_a_preallocated_cache() -> None:
+    query, key, _ = tensors(5, 12)
+    row = last_query_row(query, key, None, None)
+    expected = slow_row(query, key[:, :, :5], torch.ones(3, 5, dtype=torch.bool), 8**-0.5)
+    torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_bf16_rows_are_float32_exact_for_the_rounded_inputs() -> None:
+    query, key, _ = tensors(4, 4, dtype=torch.bfloat16)
+    row = last_query_row(query, key, None, None)
+    assert row.dtype == torch.float32
+    expected = slow_row(query, key, torch.ones(3, 4, dtype=torch.bool), 8**-0.5)
+    torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_output_is_stock_sdpa_bit_for_bit(wanted: bool) -> None:
+    query, key, value = tensors(6, 6)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    output, row = visual_heads_attention(module, query, key, value, None, output_attentions=wanted, scaling=0.2)
+    expected, _ = sdpa_attention_forward(module, query, key, value, None, scaling=0.2)
+    assert torch.equal(output, expected)
+    assert (row is not None) == wanted
+
+
+def test_soft_capped_attention_is_refused() -> None:
+    query, key, value = tensors(2, 2, 4)
+    with pytest.raises(VisualHeadsError, match=r"needs plain softmax attention.*soft-capped"):
+        visual_heads_attention(SimpleNamespace(), query, key, value, None, output_attentions=True, softcap=30.0)
+
+
+def test_name_is_ours() -> None:
+    assert not any(word in ATTENTION_NAME for word in ("sdpa", "flash", "flex_attention", "eager"))
+
+
+def test_only_the_text_model_is_switched(tiny) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(tiny("llava-llama"))
+    before = model.config.vision_config._attn_implementation
+    attach(model)
+    assert model.config.text_config._attn_implementation == ATTENTION_NAME
+    assert model.model.language_model.config._attn_implementation == ATTENTION_NAME
+    assert model.config.vision_config._attn_implementation == before != ATTENTION_NAME
+
+
+def test_stack_pads_a_windows_row_on_the_left_and_cuts_a_tail() -> None:
+    short, exact, long = torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1, 5), torch.ones(1, 2, 1, 8)
+    rows = stack_rows([short, exact, long], 5)
+    assert rows.shape == (3, 1, 2, 5)
+    assert rows[0, 0, 0].tolist() == [0, 0, 1, 1, 1]
+    assert rows[2, 0, 0].tolist() == [1, 1, 1, 1, 1]
