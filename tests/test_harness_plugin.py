@@ -74,3 +74,16 @@ def test_every_task_file_is_a_task_or_a_group_of_them() -> None:
     files = {path.stem for path in plugin.tasks_folder().glob("*.yaml")} - {"_template"}
     assert files == set(groups) | set(members) == set(manager.task_index)
     assert len(members) == len(set(members)) == 11
+
+
+def test_chance_and_metric_in_the_task_files_are_those_of_the_data() -> None:
+    from lmms_visual_heads.scenes.documents import DATA_NAMES, PROBE_DATA, benchmark_facts
+
+    for name in DATA_NAMES:
+        task = f"{'vhead' if name in PROBE_DATA else 'scenes'}_{name}"
+        text = (plugin.tasks_folder() / f"{task}.yaml").read_text()
+        config = yaml.safe_load(text.replace("!function ", ""))
+        facts = benchmark_facts(name)
+        assert config["dataset_name"] == name
+        assert config["metadata"]["primary_metric"] == facts.primary_metric
+        assert config["metadata"]["chance"] == round(facts.chance, 4)

@@ -100,5 +100,5 @@ def attach(model: PreTrainedModel) -> None:
     if text_config._attn_implementation != ATTENTION_NAME:
         raise VisualHeadsError(
             "Reading attention rows needs a text model on transformers' attention interface; "
-            f"{type(model).__name__} is not. Use a LLaVA-1.5, LLaVA-NeXT or ViP-LLaVA checkpoint."
+            f"{type(model).__name__} is not. Run it with lmms-eval's own wrapper, without heads."
         )

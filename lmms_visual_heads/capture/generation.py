@@ -1,8 +1,9 @@
 """Attention rows out of one `generate` call.
 
 The answers are those of the same call without us, token for token. `first_generated` reads the first decode step
-(K = prompt + 1); where generation ended after one token, that step is run from the cache. With beams and other
-decoding loops, rows and logits come from separate passes over prompt + first answer token.
+(K = prompt + 1); where generation ended after one token, that step is run from the cache, or by a second `generate`
+call that is given the token (models with dynamic resolution and others). With beams and other decoding loops, rows and
+logits come from separate passes over prompt + first answer token.
 Shapes: L layers, B batch, H heads, K key positions, V vocabulary, T tokens.
 """
 
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmms_visual_heads.capture.forced import forced_generation
+from lmms_visual_heads.capture.layers import attention_layers
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.rows import stack_rows
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import QUERIES
+
+STEPS_FROM_CACHE = ("llava", "llava_next", "vipllava")
+"""Model types for which a decode step needs the token ids and the cache only; for others `generate` itself must run it."""
 
 _OTHER_LOOPS = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "prefill_chunk_size", "dola_layers")
 
@@ -82,16 +88,25 @@ def generate_with_rows(
     if _needs_passes_of_our_own(model, settings):
         return _generate_then_read(model, inputs, query, settings)
     row_pass = {None: None, "last_prompt": 0, "first_generated": 1}[query]
+    wanted = dict(settings)
+    one_token = settings.get("max_new_tokens") == 1 and not settings.get("do_sample")
+    if query == "first_generated" and one_token and not steps_from_cache(model):
+        wanted["max_new_tokens"] = 2  # the second token is dropped; its step gives the rows
     with ForwardReader(model, row_pass) as reader:
-        output = model.generate(**inputs, **settings, return_dict_in_generate=True)
-    tokens = output.sequences[:, length:]
+        output = model.generate(**inputs, **wanted, return_dict_in_generate=True)
+    if not reader.first_logits:
+        raise VisualHeadsError(
+            f"Reading attention rows needs a model whose `generate` calls its own forward; that of "
+            f"{type(model).__name__} calls another model's. Run it with lmms-eval's own wrapper."
+        )
+    tokens = output.sequences[:, length:][:, : settings.get("max_new_tokens")]
     cache = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
     del output  # it holds the cache of the whole answer
     second_logits = reader.first_logits[1] if len(reader.first_logits) > 1 else None
     attentions = reader.attentions
     if query == "first_generated" and reader.n_passes == 1:
         attentions, second_logits = _step_after(model, inputs, tokens[:, :1], cache, settings, read_rows=True)
-    rows = _rows(model, attentions, length, query)
+    rows = rows_of_pass(model, attentions, length, query)
     return CapturedGeneration(
         tokens, rows, reader.first_logits[0], second_logits, reader.token_log_probabilities(tokens)
     )
@@ -106,21 +121,38 @@ def _needs_passes_of_our_own(model: PreTrainedModel, settings: Mapping[str, Any]
     return any(settings.get(name) is not None for name in _OTHER_LOOPS)
 
 
-def _rows(
+def steps_from_cache(model: PreTrainedModel) -> bool:
+    """Whether a decode step of `model` needs the token ids and the cache only."""
+    return model.config.model_type in STEPS_FROM_CACHE
+
+
+def rows_of_pass(
     model: PreTrainedModel, attentions: tuple[Tensor, ...] | None, length: int, query: str | None
 ) -> Tensor | None:
-    """Stacked rows [L, B, H, K] of the wanted pass; every layer must have given its row."""
+    """Stacked rows [L, B, H, K] of the wanted pass, NaN in layers without attention; None without a query.
+
+    Raises
+    ------
+    VisualHeadsError
+        When a layer with attention gave no row.
+    """
     if query is None:
         return None
     given = [row for row in attentions or () if row is not None]
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    if len(given) != n_layers:
+    text_config = model.config.get_text_config(decoder=True)
+    n_layers = int(text_config.num_hidden_layers)
+    layers = list(range(n_layers)) if len(given) == n_layers else attention_layers(text_config)
+    if len(given) != len(layers):
         raise VisualHeadsError(
-            f"Every one of the {n_layers} layers must return its attention row; {len(given)} did (attention "
-            f"implementation {model.config.get_text_config(decoder=True)._attn_implementation!r}). "
-            "Load the model with load_model."
+            f"Every one of the {len(layers)} layers must return its attention row; {len(given)} did (attention "
+            f"implementation {text_config._attn_implementation!r}). Load the model with load_model."
         )
-    return stack_rows(given, length + (query == "first_generated"))
+    rows = stack_rows(given, length + (query == "first_generated"))
+    if len(layers) == n_layers:
+        return rows
+    every = rows.new_full((n_layers, *rows.shape[1:]), float("nan"))
+    every[layers] = rows  # layers without attention (convolution, linear attention) have no row
+    return every
 
 
 def _generate_then_read(
@@ -136,7 +168,7 @@ def _generate_then_read(
         model, inputs, tokens[:, :1], cache, settings, read_rows=query == "first_generated"
     )
     attentions = reader.attentions if query == "last_prompt" else attentions
-    rows = _rows(model, attentions, length, query)
+    rows = rows_of_pass(model, attentions, length, query)
     return CapturedGeneration(tokens, rows, reader.first_logits[0], second_logits, None)
 
 
@@ -150,6 +182,11 @@ def _step_after(
     read_rows: bool,
 ) -> tuple[tuple[Tensor, ...] | None, Tensor]:
     """The decode step on `token` [B, 1] after the prompt: (rows per layer or None, raw logits [B, V])."""
+    if not steps_from_cache(model):
+        pad = settings.get("pad_token_id") or 0
+        tokens = torch.cat([token, token], dim=1)
+        forced = forced_generation(model, inputs, tokens, 1 if read_rows else None, int(pad))
+        return forced.attentions, forced.logits[1]
     ids = torch.cat([inputs["input_ids"], token.to(inputs["input_ids"])], dim=1)
     rest = {} if cache is not None else {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
     with ForwardReader(model, 0 if read_rows else None) as reader:

@@ -95,9 +95,7 @@ _SAFE = (
     "sense, or is not factually coherent, explain why instead of answering something not correct. If you don't know the "
     "answer to a question, please don't share false information."
 )
-_MPT = (
-    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
-)
+_MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 
 
 def _two(system: str) -> Conversation:

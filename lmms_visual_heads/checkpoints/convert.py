@@ -26,7 +26,14 @@ from lmms_visual_heads.checkpoints import loading
 from lmms_visual_heads.checkpoints.encoding import PromptEncoder
 from lmms_visual_heads.checkpoints.original import OriginalCheckpoint, load_weights, read_checkpoint, stored_dtype
 from lmms_visual_heads.checkpoints.original_config import is_original
-from lmms_visual_heads.checkpoints.original_files import hugging_face_name, opened, tower_name
+from lmms_visual_heads.checkpoints.original_files import (
+    OpenWeights,
+    hugging_face_name,
+    opened,
+    published_name,
+    return_free_memory,
+    tower_name,
+)
 from lmms_visual_heads.checkpoints.original_model import EMBEDDING, OUTPUT, fitted, used_names
 from lmms_visual_heads.checkpoints.shards import write_shard
 from lmms_visual_heads.errors import VisualHeadsError
@@ -194,6 +201,24 @@ def _example() -> Image.Image:
     return drawn_image(336).crop((0, 40, 336, 264))
 
 
+@dataclass(frozen=True, slots=True)
+class _Giver:
+    """Gives a tensor of one source file under its published name, embedding and output layer at their new length."""
+
+    weights: OpenWeights
+    stored: dict[str, str]
+    named: dict[str, str]
+    old_vocabulary: int
+    new_vocabulary: int
+
+    def __call__(self, published: str) -> Tensor:
+        name = self.named[published]
+        tensor = self.weights.tensor(self.stored[name])
+        if name in (EMBEDDING, OUTPUT):
+            tensor = fitted(name, tensor[: self.old_vocabulary], (self.new_vocabulary,))
+        return tensor
+
+
 def _write_weights(
     checkpoint: OriginalCheckpoint, config: Any, folder: Path, total: int, report: Progress
 ) -> tuple[int, int]:
@@ -207,20 +232,12 @@ def _write_weights(
     done = n_bytes = 0
     for path, rename in sources:
         report(f"writing {path.name}", done, total)
-        with opened(path) as weights:
-            names = list(used_names(weights, skip_tower and rename is hugging_face_name, rename))
-            if names:
-                part = folder / f"part-{len(written)}.safetensors"
-
-                def tensor(new_name: str, sources: dict[str, str], weights: Any = weights) -> Tensor:
-                    stored = weights.tensor(sources[new_name])
-                    if new_name in (EMBEDDING, OUTPUT):
-                        stored = fitted(new_name, stored[: checkpoint.vocabulary], (vocabulary,))
-                    return stored
-
-                by_new_name = {new: old for old, new in names}
-                n_bytes += write_shard(part, list(by_new_name), lambda name: tensor(name, by_new_name))  # noqa: B023
-                written.append((part, list(by_new_name)))
+        part = folder / f"part-{len(written)}.safetensors"
+        skip = skip_tower and rename is hugging_face_name
+        names, size = _write_one(path, part, skip, rename, checkpoint.vocabulary, vocabulary)
+        if names:
+            written.append((part, names))
+            n_bytes += size
         done += path.stat().st_size
     for i, (part, names_in_part) in enumerate(written, start=1):
         name = f"model-{i:05d}-of-{len(written):05d}.safetensors"
@@ -229,6 +246,25 @@ def _write_weights(
     index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(places.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return len(written), n_bytes
+
+
+def _write_one(
+    path: Path,
+    part: Path,
+    skip_tower: bool,
+    rename: Callable[[str], str | None],
+    old_vocabulary: int,
+    new_vocabulary: int,
+) -> tuple[list[str], int]:
+    """One source file as one new file: (published names, bytes). Nothing of the file is kept afterwards."""
+    with opened(path) as weights:
+        stored = {new: old for old, new in used_names(weights, skip_tower, rename)}
+        named = {published_name(new): new for new in stored}
+        if not named:
+            return [], 0
+        return list(named), write_shard(
+            part, list(named), _Giver(weights, stored, named, old_vocabulary, new_vocabulary)
+        )
 
 
 def _proof(checkpoint: OriginalCheckpoint, folder: Path, report: Progress, total: int) -> float:
@@ -243,11 +279,11 @@ def _proof(checkpoint: OriginalCheckpoint, folder: Path, report: Progress, total
     expected = _logits(model, encoder, image, dtype)
     del model, encoder
     gc.collect()
+    return_free_memory()
     report("proof: logits of the converted checkpoint", total, total)
     reloaded = loading.load_model(folder, device="cpu", dtype=dtype)
     found = _logits(reloaded.model, reloaded.encoder, image, dtype)[: len(expected)]
     del reloaded
-    gc.collect()
     difference = float((found - expected).abs().max())
     if not difference <= TOLERANCES[dtype] * max(1.0, float(expected.abs().max())):
         raise VisualHeadsError(

@@ -81,13 +81,20 @@ class PromptEncoder:
         Of the whole model.
     """
 
+    UNPAD_ROUNDING = "huggingface"
+    """How the model rounds when it cuts padding off anyres tiles (geometry.preprocessing.UNPAD_ROUNDINGS)."""
+
     def __init__(self, processor: Any, config: Any) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.config = config
         self.image_token: str = processor.image_token
+        self.image_token_id = int(config.image_token_id)
         self.preprocessing: Preprocessing = read_preprocessing(
-            processor.image_processor, config.vision_config, getattr(config, "image_grid_pinpoints", None)
+            processor.image_processor,
+            config.vision_config,
+            getattr(config, "image_grid_pinpoints", None),
+            self.UNPAD_ROUNDING,
         )
         self.max_positions = int(config.get_text_config(decoder=True).max_position_embeddings)
         # a kept class token stands for no patch; anyres and ViP towers never keep it
@@ -196,10 +203,6 @@ class PromptEncoder:
     def layout(self, image_size: tuple[int, int]) -> ImageLayout:
         """Visual tokens of an image of (height, width) pixels."""
         return image_layout(image_size, self.preprocessing, self._leading)
-
-    def regions(self, image_size: tuple[int, int], boxes: Sequence[Any]) -> np.ndarray | None:
-        """Which patch tokens the boxes overlap: bool [boxes, patches], or None where the geometry is not known."""
-        return patch_regions(image_size, boxes, self.preprocessing)
 
     def _keeps(self, prompt: str, text: str, n_images: int) -> bool:
         """Whether a rendered prompt holds the question and its images, and no list printed as text."""

@@ -1,7 +1,7 @@
 """A folder or hub id -> VisualModel. Every way in which a checkpoint can be wrong ends in one sentence.
 
-Hugging Face format of LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA, and the original `llava` format (original.py). Weights are safetensors or `weights_only` pickles; nothing
-that is loaded runs code.
+Hugging Face format of LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA, and the original `llava` format (original.py). Weights are
+safetensors or `weights_only` pickles; nothing that is loaded runs code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from lmms_visual_heads.capture.attention import attach
+from lmms_visual_heads.checkpoints.adapters import adapter_folder, base_of, is_adapter, merge_adapter
 from lmms_visual_heads.checkpoints.encoding import PromptEncoder
+from lmms_visual_heads.checkpoints.known_models import compared_with_study
 from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.checkpoints.original import load_weights, read_checkpoint
 from lmms_visual_heads.checkpoints.original_config import IMAGE_ASPECTS, is_original
@@ -65,6 +67,8 @@ def load_model(
     conversation: str | None = None,
     model_name: str | None = None,
     image_aspect: str | None = None,
+    model_base: str | Path | None = None,
+    peft: str | Path | None = None,
 ) -> VisualModel:
     """Load a checkpoint for reading its attention heads.
 
@@ -87,6 +91,12 @@ def load_model(
         What happens to an image that is not square, for models with one view: padded to a square with the mean colour (as
         the original code does) or cut to the middle square (as the processors published in Hugging Face format do).
         None: as the checkpoint's files say.
+    model_base : str, Path or None
+        Where the checkpoint's folder is not whole: the base model of an original LoRA or projector folder, or the
+        checkpoint whose processor or tokenizer a `checkpoint-*` folder lacks.
+    peft : str, Path or None
+        A LoRA adapter (folder or hub id) that is merged into the model. A folder with nothing but an adapter may also
+        be given as `pretrained`.
 
     Returns
     -------
@@ -102,6 +112,22 @@ def load_model(
     --------
     >>> model = load_model("llava-hf/llava-1.5-7b-hf")  # doctest: +SKIP
     """
+    folder = Path(str(pretrained).strip() or ".").expanduser()
+    if peft is None and str(pretrained).strip() and is_adapter(folder):
+        base = model_base or base_of(folder)
+        if base is None:
+            raise VisualHeadsError(
+                f"An adapter needs its base model; {folder} does not name it. Give model_base=FOLDER_OR_HUB_ID."
+            )
+        return load_model(
+            base,
+            device=device,
+            dtype=dtype,
+            conversation=conversation,
+            model_name=name_of(str(pretrained), model_name),
+            image_aspect=image_aspect,
+            peft=folder,
+        )
     source = checked_source(pretrained)
     if image_aspect is not None and image_aspect not in IMAGE_ASPECTS:
         raise VisualHeadsError(f"image_aspect must be pad or crop; got {image_aspect!r}. Choose one, or leave it out.")
@@ -109,11 +135,13 @@ def load_model(
     if is_original(stored):
         where = _device(device)
         wanted = _dtype(dtype, where)
-        checkpoint = read_checkpoint(source, stored, revision, conversation, image_aspect)
+        base_name = None if model_base is None else str(model_base)
+        checkpoint = read_checkpoint(source, stored, revision, conversation, image_aspect, base_name)
         model = load_weights(checkpoint, wanted, where)
+        adapted = _adapted(model, peft)
         attach(model)
         processor = checkpoint.processor()
-        description = _describe(source, revision, model_name, model, processor) | checkpoint.description()
+        description = _describe(source, revision, model_name, model, processor) | checkpoint.description() | adapted
         encoder: PromptEncoder = checkpoint.encoder(processor, model.config)
         return VisualModel(name_of(str(pretrained), model_name), model, encoder, description)
     config = _config(source, revision, stored)
@@ -125,7 +153,7 @@ def load_model(
     where = _device(device)
     wanted = _dtype(dtype, where)
     try:
-        processor = load_processor(source, config, revision)
+        processor = _processor(source, config, revision, model_base)
         if image_aspect is not None:
             set_image_aspect(processor, config, image_aspect)
         encoder = PromptEncoder(processor, config)
@@ -135,10 +163,26 @@ def load_model(
             f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from."
         ) from error
     model = _weights(source, config, revision, wanted, where)
+    adapted = _adapted(model, peft)
     attach(model)
-    return VisualModel(
-        name_of(str(pretrained), model_name), model, encoder, _describe(source, revision, model_name, model, processor)
-    )
+    description = _describe(source, revision, model_name, model, processor) | adapted
+    return VisualModel(name_of(str(pretrained), model_name), model, encoder, description)
+
+
+def _processor(source: str, config: Any, revision: str | None, model_base: str | Path | None) -> Any:
+    """The checkpoint's processor, or its base's where it has none."""
+    folder = Path(source)
+    names = ("processor_config.json", "preprocessor_config.json")
+    if model_base is not None and folder.is_dir() and not any((folder / name).is_file() for name in names):
+        return load_processor(checked_source(model_base), config, None)
+    return load_processor(source, config, revision)
+
+
+def _adapted(model: PreTrainedModel, peft: str | Path | None) -> dict[str, Any]:
+    """Merge the adapter `peft`, if any, and say so."""
+    if peft is None:
+        return {}
+    return {"peft": str(peft), "peft_layers": merge_adapter(model, adapter_folder(peft))}
 
 
 def checked_source(pretrained: str | Path) -> str:
@@ -249,10 +293,15 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 def _weights(
-    source: str, config: Any, revision: str | None, dtype: torch.dtype | str, device: torch.device
+    source: str,
+    config: Any,
+    revision: str | None,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    model_class: Any = None,
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`; every weight must come from the checkpoint."""
-    model_class = MODEL_CLASSES[config.model_type]
+    model_class = model_class or MODEL_CLASSES[config.model_type]
     placement = {"device_map": {"": device}} if device.type != "cpu" else {}
     try:
         model, report = model_class.from_pretrained(
@@ -289,17 +338,20 @@ def _describe(
     # rows of the embedding for the placeholder only (original format) are no parameters of the language model
     embedding = model.get_input_embeddings().weight
     extra = embedding[model.lm_head.weight.shape[0] :].numel()
+    name = name_of(source, model_name)
+    layers, heads = int(text_config.num_hidden_layers), int(text_config.num_attention_heads)
     return {
-        "name": name_of(source, model_name),
+        "name": name,
         "revision": revision or getattr(model.config, "_commit_hash", None),
         "architecture": type(model).__name__,
         "format": "huggingface",
-        "layers": int(text_config.num_hidden_layers),
-        "heads": int(text_config.num_attention_heads),
+        "layers": layers,
+        "heads": heads,
         "language_model_parameters": sum({id(p): p.numel() for p in language}.values()) - extra,
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_processor": describe_image_processor(processor.image_processor),
         "image_aspect": image_aspect_of(processor.image_processor, model.config),
+        **compared_with_study(name, layers, heads),
     }
 
 

@@ -21,6 +21,7 @@ from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_cont
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.images import as_rgb
 from lmms_visual_heads.geometry.preprocessing import Preprocessing
+from lmms_visual_heads.geometry.regions import patch_regions
 from lmms_visual_heads.schema import DEFAULT_QUERY, QUERIES
 from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_statistics
 from lmms_visual_heads.statistics.heads import head_statistics
@@ -74,7 +75,7 @@ class VisualModel:
         text_config = model.config.get_text_config(decoder=True)
         self.n_layers = int(text_config.num_hidden_layers)
         self.n_heads = int(text_config.num_attention_heads)
-        self.image_token_id = int(model.config.image_token_id)
+        self.image_token_id = encoder.image_token_id
         self.max_positions = encoder.max_positions
         self.end_token_ids = _end_tokens(model, encoder.tokenizer)
         self._special_ids = frozenset(encoder.tokenizer.all_special_ids)
@@ -230,7 +231,7 @@ class VisualModel:
         if not hasattr(boxes[0], "__len__"):
             boxes = [boxes]
         width, height = encoded.image_sizes[0]
-        masks = self.encoder.regions((height, width), boxes)
+        masks = patch_regions((height, width), boxes, self.preprocessing)
         return None if masks is None else torch.from_numpy(masks.any(axis=0))
 
     def head_statistics(self, encoded: Encoded, rows: Tensor, boxes: Sequence[Any] | None = None) -> dict[str, Tensor]:

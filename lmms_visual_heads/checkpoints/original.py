@@ -12,6 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedModel
 
+from lmms_visual_heads.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from lmms_visual_heads.checkpoints.adapters import merge_adapter
 from lmms_visual_heads.checkpoints.conversations import Conversation, conversation_named, infer_conversation
 from lmms_visual_heads.checkpoints.original_config import (
     OriginalConfig,
@@ -20,8 +22,17 @@ from lmms_visual_heads.checkpoints.original_config import (
     whole_config,
 )
 from lmms_visual_heads.checkpoints.original_encoding import OriginalEncoder, add_image_token, original_processor
-from lmms_visual_heads.checkpoints.original_files import is_tower, opened, weight_files
+from lmms_visual_heads.checkpoints.original_files import (
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    has_weights,
+    hugging_face_name,
+    is_tower,
+    opened,
+    weight_files,
+)
 from lmms_visual_heads.checkpoints.original_model import (
+    EMBEDDING,
     fill,
     generation_settings,
     skeleton,
@@ -35,6 +46,7 @@ _ARCHITECTURES = {
     "llava_next": "LlavaNextForConditionalGeneration",
     "vipllava": "VipLlavaForConditionalGeneration",
 }
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 _ADDED = {"mm_use_im_patch_token": ("<im_patch>",), "mm_use_im_start_end": ("<im_start>", "<im_end>")}
 
 
@@ -58,6 +70,8 @@ class OriginalCheckpoint:
     tower : Tower
     conversation_name : str
     conversation : Conversation
+    adapter : Path or None
+        Folder of a LoRA adapter that belongs to the checkpoint.
     """
 
     source: str
@@ -70,6 +84,7 @@ class OriginalCheckpoint:
     tower: Tower
     conversation_name: str
     conversation: Conversation
+    adapter: Path | None = None
 
     def hugging_face_config(self, vocabulary: int | None = None) -> Any:
         """The config of the Hugging Face model; `vocabulary` other than the tokenizer's for a converted one."""
@@ -110,8 +125,12 @@ def read_checkpoint(
     revision: str | None = None,
     conversation: str | None = None,
     image_aspect: str | None = None,
+    model_base: str | None = None,
 ) -> OriginalCheckpoint:
     """Read all but the weights of the original checkpoint `source`, whose config.json is `stored`.
+
+    With `model_base`, weights and tokenizer that the folder lacks come from there: a LoRA folder holds the adapter and
+    non_lora_trainables.bin, a pre-trained projector's folder mm_projector.bin only.
 
     Raises
     ------
@@ -124,9 +143,15 @@ def read_checkpoint(
     local = folder.is_dir()
     if not local:
         folder = _downloaded(source, revision)
-    files = weight_files(folder)
+    base = None
+    if model_base is not None:
+        base = Path(model_base).expanduser()
+        base = base if base.is_dir() else _downloaded(model_base, None)
+    whole = base is None or has_weights(folder)
+    files = weight_files(folder) if whole or base is None else [*weight_files(base), *_trained_beside(folder)]
     rows, inside = _look_inside(source, files)
-    tokenizer = _tokenizer(source, folder)
+    own_tokenizer = base is None or (whole and any((folder / name).is_file() for name in _TOKENIZER_FILES))
+    tokenizer = _tokenizer(source, folder if own_tokenizer or base is None else base)
     for key, tokens in _ADDED.items():
         if stored.get(key, key == "mm_use_im_patch_token"):
             tokenizer.add_tokens(list(tokens), special_tokens=True)
@@ -142,7 +167,8 @@ def read_checkpoint(
         vocabulary=vocabulary,
         image_token=add_image_token(tokenizer),
         files=files,
-        tower=find_tower(config, folder, inside, local),
+        tower=find_tower(config, folder, inside, local, base),
+        adapter=None if whole or not (folder / ADAPTER_CONFIG).is_file() else folder,
         conversation_name=name,
         conversation=named or conversation_named(name),
     )
@@ -161,6 +187,8 @@ def load_weights(checkpoint: OriginalCheckpoint, dtype: torch.dtype | str, devic
     model = skeleton(config, checkpoint.vocabulary)
     tensors = stored_tensors(checkpoint.files, checkpoint.tower.files)
     fill(model, checkpoint.source, tensors, checkpoint.vocabulary, wanted, device)
+    if checkpoint.adapter is not None:
+        merge_adapter(model, checkpoint.adapter)
     model.generation_config = checkpoint.generation(config.get_text_config(decoder=True))
     return model.eval()
 
@@ -174,10 +202,9 @@ def stored_dtype(stored: dict[str, Any]) -> torch.dtype:
 
 def _downloaded(source: str, revision: str | None) -> Path:
     """A hub repository's files; safetensors where it has them."""
+    small = ["*.json", "*.model", "*.txt", PROJECTOR_FILE, NON_LORA_FILE]
     try:
-        first = Path(
-            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.model", "*.txt", "*.safetensors"])
-        )
+        first = Path(snapshot_download(source, revision=revision, allow_patterns=[*small, "*.safetensors"]))
         if any(first.glob("*.safetensors")):
             return first
         return Path(snapshot_download(source, revision=revision, allow_patterns=["*.bin"]))
@@ -188,18 +215,30 @@ def _downloaded(source: str, revision: str | None) -> Path:
         ) from error
 
 
+def _trained_beside(folder: Path) -> list[Path]:
+    """What a folder without a whole model holds besides its adapter: projector, and whatever else was trained."""
+    found = [folder / name for name in (NON_LORA_FILE, PROJECTOR_FILE) if (folder / name).is_file()]
+    if not found:
+        raise VisualHeadsError(
+            f"With model_base=, a folder holds {NON_LORA_FILE} (LoRA) or {PROJECTOR_FILE}; {folder} has neither. "
+            "Copy it from where the checkpoint comes from."
+        )
+    return found[:1]
+
+
 def _look_inside(source: str, files: list[Path]) -> tuple[int, bool]:
     """Rows of the embedding, and whether the files hold a vision tower. Every file is opened, so damage shows here."""
     rows, tower = 0, False
     for path in files:
         with opened(path) as weights:
             tower = tower or any(is_tower(name) for name in weights.names)
-            if "model.embed_tokens.weight" in weights.names:
-                rows = weights.shape("model.embed_tokens.weight")[0]
+            for name in weights.names:
+                if hugging_face_name(name) == EMBEDDING:
+                    rows = weights.shape(name)[0]
     if not rows:
         raise VisualHeadsError(
             f"A checkpoint must hold every weight of its model; {source} lacks model.embed_tokens.weight. "
-            "Copy the missing files again, or give base= where the folder holds an adapter only."
+            "Copy the missing files again, or give model_base= where the folder holds an adapter only."
         )
     return rows, tower
 

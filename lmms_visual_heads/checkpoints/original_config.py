@@ -161,9 +161,7 @@ def _check_projector(source: str, stored: dict[str, Any]) -> None:
         )
 
 
-def _aspect(
-    source: str, stored: dict[str, Any], wanted: str | None
-) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _aspect(source: str, stored: dict[str, Any], wanted: str | None) -> tuple[str, tuple[tuple[int, int], ...]]:
     said = stored.get("image_aspect_ratio") or "square"
     if said == "anyres":
         if wanted is not None:

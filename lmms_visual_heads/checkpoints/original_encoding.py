@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,12 +20,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from lmms_visual_heads.checkpoints.conversations import IMAGE, IMAGE_END, IMAGE_START, Conversation
 from lmms_visual_heads.checkpoints.encoding import PromptEncoder
 from lmms_visual_heads.checkpoints.original_config import OriginalConfig
-from lmms_visual_heads.checkpoints.original_model import original_unpadded_grid
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.images import as_rgb
-from lmms_visual_heads.geometry.layout import ImageLayout, best_resolution
 from lmms_visual_heads.geometry.preprocessing import check_image_size
-from lmms_visual_heads.geometry.regions import patch_regions
 
 _SENTENCEPIECE_BLANK = "▁"
 
@@ -46,6 +42,8 @@ class OriginalEncoder(PromptEncoder):
     vocabulary : int
         Tokens that the model has an embedding for, besides the placeholder.
     """
+
+    UNPAD_ROUNDING = "original"
 
     def __init__(
         self, processor: Any, config: Any, conversation: Conversation, marks_images: bool, vocabulary: int
@@ -99,32 +97,6 @@ class OriginalEncoder(PromptEncoder):
             processed = self.processor.image_processor(pictures, return_tensors="pt")
             tensors |= {name: processed[name] for name in ("pixel_values", "image_sizes") if name in processed}
         return tensors
-
-    def layout(self, image_size: tuple[int, int]) -> ImageLayout:
-        """Visual tokens of an image of (height, width) pixels, with the original's un-padding."""
-        layout = super().layout(image_size)
-        if layout.tiles is None:
-            return layout
-        target = best_resolution(image_size, self.preprocessing.pinpoints)
-        full = tuple(
-            extent // view * patches
-            for extent, view, patches in zip(target, self.preprocessing.view, self.preprocessing.grid, strict=True)
-        )
-        tiles = original_unpadded_grid(image_size, (full[0], full[1]))
-        return ImageLayout(layout.base, tiles, layout.leading)
-
-    def regions(self, image_size: tuple[int, int], boxes: Sequence[Any]) -> np.ndarray | None:
-        """Which patch tokens the boxes overlap: bool [boxes, patches], or None where the geometry is not known."""
-        masks = patch_regions(image_size, boxes, self.preprocessing)
-        wanted, known = self.layout(image_size), super().layout(image_size)
-        if masks is None or wanted == known or wanted.tiles is None or known.tiles is None:
-            return masks
-        # transformers' un-padding keeps one more row or column on each side of these images
-        n_base = wanted.base[0] * wanted.base[1]
-        picture = masks[:, n_base:].reshape(len(masks), *known.tiles)
-        top, left = ((more - less) // 2 for more, less in zip(known.tiles, wanted.tiles, strict=True))
-        picture = picture[:, top : top + wanted.tiles[0], left : left + wanted.tiles[1]]
-        return np.concatenate([masks[:, :n_base], picture.reshape(len(masks), -1)], axis=1)
 
     def _piece_ids(self, piece: str) -> list[int]:
         if self._prepends_blank and piece.startswith(" "):

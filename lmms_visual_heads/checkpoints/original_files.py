@@ -6,8 +6,10 @@ are read with `weights_only`; nothing that is loaded runs code.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from torch import Tensor
 from lmms_visual_heads.errors import VisualHeadsError
 
 PROJECTOR_FILE = "mm_projector.bin"
+NON_LORA_FILE = "non_lora_trainables.bin"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _TOWER = re.compile(r"^(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?")
@@ -93,7 +96,20 @@ def opened(path: Path) -> Iterator[OpenWeights]:
             f"A checkpoint's weight files must be whole; {path} is truncated or damaged ({_first_line(error)}). "
             "Copy it again from where the checkpoint comes from."
         ) from error
-    yield OpenWeights(path, names, handle)
+    try:
+        yield OpenWeights(path, names, handle)
+    finally:
+        if isinstance(handle, dict):
+            handle.clear()
+        del handle
+        return_free_memory()
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system at once, where the C library can (glibc keeps it otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
@@ -104,6 +120,11 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UnpicklingError("not a dictionary of tensors")
     return loaded
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a whole model."""
+    return any((folder / name).is_file() for name in (*_INDEXES, *_SINGLES))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -135,7 +156,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         raise VisualHeadsError(
             f"A checkpoint's folder needs weights (model.safetensors, pytorch_model.bin or shards with an index); "
-            f"{folder} has none. Copy them, or give base= where the folder holds an adapter only."
+            f"{folder} has none. Copy them, or give model_base= where the folder holds an adapter only."
         )
     if not has_projector and (folder / PROJECTOR_FILE).is_file():
         files.append(folder / PROJECTOR_FILE)
@@ -144,6 +165,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def hugging_face_name(name: str) -> str | None:
     """The name of a stored tensor in the Hugging Face classes of transformers 5, or None where it has no use."""
+    name = plain_name(name)
     if _IGNORED.search(name):
         return None
     if _TOWER.match(name):
@@ -159,6 +181,20 @@ def hugging_face_name(name: str) -> str | None:
     return f"model.language_model.{inner}"
 
 
+def published_name(name: str) -> str:
+    """The name under which Hugging Face repositories store the weight `name` of a transformers 5 model."""
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    inner = name.removeprefix("model.")
+    for module, stored in (
+        ("language_model.", "language_model.model."),
+        ("vision_tower.", "vision_tower.vision_model."),
+    ):
+        if inner.startswith(module):
+            return stored + inner.removeprefix(module)
+    return inner
+
+
 def tower_name(name: str) -> str | None:
     """The same for a stored tensor of a CLIP file; None for its text half and heads."""
     if _IGNORED.search(name) or not name.startswith("vision_model."):
@@ -168,7 +204,13 @@ def tower_name(name: str) -> str | None:
 
 def is_tower(name: str) -> bool:
     """Whether a tensor stored in a checkpoint belongs to its vision tower."""
-    return _TOWER.match(name) is not None
+    return _TOWER.match(plain_name(name)) is not None
+
+
+def plain_name(name: str) -> str:
+    """A stored name without what PEFT puts in front of it."""
+    name = name.removeprefix("base_model.")
+    return name.removeprefix("model.") if name.startswith(("model.model.", "model.lm_head.")) else name
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,40 +24,23 @@ from transformers import (
 
 from lmms_visual_heads.checkpoints.original_files import OpenWeights, hugging_face_name, is_tower, opened, tower_name
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.layout import best_resolution, unpadded_grid
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
 
-def original_unpadded_grid(image_size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the tiles' patch grid that hold image.
-
-    The original truncates the kept edge; transformers first rounds it to 7 decimals, which differs for 28 of the sizes
-    from 64 to 1023 pixels at real scale.
-
-    Parameters
-    ----------
-    image_size, full : (int, int)
-        (height, width) of the image in pixels; (rows, columns) with padding.
-    """
-    height, width = image_size
-    rows, columns = full
-    if width / height > columns / rows:
-        kept = int(height * (columns / width))
-        return rows - (rows - kept) // 2 * 2, columns
-    kept = int(width * (rows / height))
-    return rows, columns - (columns - kept) // 2 * 2
-
-
 class OriginalLlavaNextModel(LlavaNextModel):
-    """LLaVA-NeXT whose tiles are un-padded with the original's rounding."""
+    """LLaVA-NeXT whose tiles are un-padded with the original's rounding.
+
+    The original cuts the kept edge off where transformers first rounds it to 7 decimals: another number of tokens for 28
+    of the sizes from 64 to 1023 pixels at real scale.
+    """
 
     def pack_image_features(
         self, image_features: Any, image_sizes: Any, vision_feature_select_strategy: str, image_newline: Any = None
     ) -> tuple[list[Tensor], Tensor]:
         """As in transformers: base view, then the un-padded tiles row by row, a newline after each row."""
-        from lmms_visual_heads.geometry.layout import best_resolution
-
         edge = self.config.vision_config.image_size
         side = edge // self.config.vision_config.patch_size
         pinpoints = tuple((int(h), int(w)) for h, w in self.config.image_grid_pinpoints)
@@ -66,7 +49,7 @@ class OriginalLlavaNextModel(LlavaNextModel):
             height, width = (int(extent) for extent in size)
             down, across = (extent // edge for extent in best_resolution((height, width), pinpoints))
             picture = views[1:].view(down, across, side, side, -1).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-            rows, columns = original_unpadded_grid((height, width), (down * side, across * side))
+            rows, columns = unpadded_grid((height, width), (down * side, across * side), "original")
             top, left = (down * side - rows) // 2, (across * side - columns) // 2
             picture = picture[top : top + rows, left : left + columns]
             newline = image_newline.to(picture).expand(rows, 1, -1)
@@ -160,15 +143,16 @@ def fill(
 def stored_tensors(files: list[Path], tower_files: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, tensor) of every used tensor; the checkpoint's own tower is left out where another is given."""
     for path in files:
-        with opened(path) as weights:
-            for name, new_name in used_names(weights, skip_tower=bool(tower_files)):
-                yield new_name, weights.tensor(name)
+        yield from _tensors_of(path, bool(tower_files), hugging_face_name)
     for path in tower_files:
-        with opened(path) as weights:
-            for name in weights.names:
-                new_name = tower_name(name)
-                if new_name is not None:
-                    yield new_name, weights.tensor(name)
+        yield from _tensors_of(path, False, tower_name)
+
+
+def _tensors_of(path: Path, skip_tower: bool, rename: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
+    """The same of one file, which is closed before the next one is opened."""
+    with opened(path) as weights:
+        for name, new_name in used_names(weights, skip_tower, rename):
+            yield new_name, weights.tensor(name)
 
 
 def used_names(

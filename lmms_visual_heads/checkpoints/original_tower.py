@@ -60,7 +60,9 @@ class Tower:
     place: str
 
 
-def find_tower(config: OriginalConfig, folder: Path, inside: bool, local: bool = True) -> Tower:
+def find_tower(
+    config: OriginalConfig, folder: Path, inside: bool, local: bool = True, base: Path | None = None
+) -> Tower:
     """Find the tower of a checkpoint.
 
     Parameters
@@ -73,6 +75,8 @@ def find_tower(config: OriginalConfig, folder: Path, inside: bool, local: bool =
         published tower, which is taken where it lies on this machine.
     local : bool
         Whether `folder` is the user's (its parents are searched) or the hub's cache.
+    base : Path or None
+        Folder of the base model, searched after `folder`.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def find_tower(config: OriginalConfig, folder: Path, inside: bool, local: bool =
         When it is not found, with the places where it was looked for, or is no CLIP.
     """
     name = config.tower
-    places = _places(name, folder, local)
+    places = _places(name, folder, local, base)
     found = next((place for place in places if (place / "config.json").is_file()), None)
     from_hub = found is None and (inside is False or name not in _PUBLISHED)
     if found is None and from_hub:
@@ -104,12 +108,14 @@ def find_tower(config: OriginalConfig, folder: Path, inside: bool, local: bool =
     return Tower(name, vision, tuple(weight_files(found)), settings, name if from_hub else str(found))
 
 
-def _places(name: str, folder: Path, local: bool) -> list[Path]:
+def _places(name: str, folder: Path, local: bool, base: Path | None) -> list[Path]:
     """Folders where the tower may lie, in order; each once."""
     named = Path(name).expanduser()
     if named.is_absolute():
         return [named, folder / named.name, *([folder.resolve().parent / named.name] if local else [])]
-    roots = [folder, *(folder.resolve().parents if local else ()), Path.cwd()]
+    roots = [folder, *(folder.resolve().parents if local else ())]
+    roots += [base, *base.resolve().parents[:2]] if base is not None else []
+    roots.append(Path.cwd())
     return list(dict.fromkeys(root / part for root in roots for part in dict.fromkeys((name, named.name))))
 
 

@@ -49,6 +49,6 @@ def write_shard(path: Path, names: Sequence[str], tensor: Callable[[str], Tensor
         for name in names:
             one = tensor(name).contiguous()
             if one.numel():
-                file.write(memoryview(one.reshape(-1).view(torch.uint8).numpy()))
+                one.reshape(-1).view(torch.uint8).numpy().tofile(file)
             del one
     return offset

@@ -10,7 +10,8 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-DEMO_CHECKPOINT = "w64-d3-t16-s9000"
+_COMPARED = ("predicted", "interval", "baseline", "actual", "")
+DEMO_CHECKPOINT = "w80-d3-t16-s4000"
 
 
 def demo(
@@ -133,8 +134,10 @@ def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> P
 
 
 def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) -> None:
-    from rich.table import Table
+    from rich import box
+    from rich.table import Column, Table
 
+    from lmms_visual_heads.prediction.flags import FLAG_WORDS
     from lmms_visual_heads.tables import read_results, write_scores
 
     scores = read_results([results]).frame
@@ -142,7 +145,7 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
     points = 100 * scores.score / scores.scale
     actual: dict[str, float] = dict(zip(scores.benchmark, points, strict=True))
     console.rule("5. Compare, in points (100 = everything right)", align="left")
-    table = Table("benchmark", "predicted", "interval", "baseline", "actual", "", "flags")
+    table = Table("benchmark", *(Column(name, justify="right", no_wrap=True) for name in _COMPARED), box=box.SIMPLE)
     inside = nearer = 0
     for row in predictions.to_dict("records"):
         truth = actual[row["benchmark"]]
@@ -156,7 +159,6 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
             f"{row['baseline']:.1f}",
             f"{truth:.1f}",
             "inside" if within else "outside",
-            row["flags"],
         )
     console.print(table)
     n = len(predictions)
@@ -165,6 +167,8 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
         f"baseline on {nearer} of {n}. One checkpoint proves nothing: the report shows the error over all trainings.",
         highlight=False,
     )
+    for flag in sorted({flag for flags in predictions.flags for flag in flags.split(";") if flag}):
+        console.print(f"[yellow]{flag}[/yellow]: {FLAG_WORDS[flag]}", highlight=False)
 
 
 def _report(console: Any, heads: Path, predictor: Any, out: Path) -> None:

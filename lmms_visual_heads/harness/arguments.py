@@ -73,8 +73,8 @@ def parse(text: str) -> dict[str, str]:
     return parsed
 
 
-def check(given: dict[str, Any]) -> Arguments:
-    """Typed arguments from what lmms-eval passes.
+def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Arguments:
+    """Typed arguments from what lmms-eval passes to the model `model_id`.
 
     Raises
     ------
@@ -88,11 +88,11 @@ def check(given: dict[str, Any]) -> Arguments:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise VisualHeadsError(
-            f"visual_heads_llava does not know the argument {unknown[0]!r}; it takes {', '.join(sorted(known - {'batch_size'}))} "
+            f"{model_id} does not know the argument {unknown[0]!r}; it takes {', '.join(sorted(known - {'batch_size'}))} "
             f"(batch_size comes from --batch_size).{hint}"
         )
     if not given.get("pretrained"):
-        raise VisualHeadsError("visual_heads_llava needs a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
+        raise VisualHeadsError(f"{model_id} needs a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
     size = given.pop("batch_size", 1)
     try:
         batch_size = int(size)

@@ -24,6 +24,7 @@ from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import arguments, lmms_eval_facts, processes
 from lmms_visual_heads.harness.endings import in_one_sentence
+from lmms_visual_heads.harness.plugin import MODEL_ID
 from lmms_visual_heads.harness.recording import Document, RunRecorder, weights_fingerprint
 from lmms_visual_heads.names import model_name
 from lmms_visual_heads.statistics.answers import AnswerStatistics
@@ -87,20 +88,15 @@ class VisualHeadsLlava(lmms):
     """
 
     is_simple = True
+    model_id = MODEL_ID
 
     @in_one_sentence
     def __init__(self, **given: Any) -> None:
         super().__init__()
-        self.arguments = arguments.check(given)
+        self.arguments = arguments.check(given, self.model_id)
         folder = self.arguments.check_output_folder()
         asked = self.arguments
-        self.visual_model: VisualModel = load_model(
-            asked.pretrained,
-            device=asked.device or processes.device(),
-            dtype=asked.dtype,
-            revision=asked.revision,
-            conversation=asked.conversation,
-        )
+        self.visual_model = self._load(asked)
         self._recorder = RunRecorder(
             folder=folder,
             name=model_name(asked.pretrained, asked.model_name),
@@ -110,6 +106,15 @@ class VisualHeadsLlava(lmms):
         )
         self.batch_size = asked.batch_size
         self.device = self.visual_model.device
+
+    def _load(self, asked: arguments.Arguments) -> VisualModel:
+        return load_model(
+            asked.pretrained,
+            device=asked.device or processes.device(),
+            dtype=asked.dtype,
+            revision=asked.revision,
+            conversation=asked.conversation,
+        )
 
     @classmethod
     @in_one_sentence
@@ -130,7 +135,7 @@ class VisualHeadsLlava(lmms):
         waiting: dict[tuple[Any, ...], list[Waiting]] = {}
         longest_first = sorted(range(len(requests)), key=lambda index: -len(requests[index].args[0]))
         asked_before: Counter[tuple[str, int, int]] = Counter()
-        with tqdm(total=len(requests), desc="visual_heads_llava", disable=self.rank != 0) as progress:
+        with tqdm(total=len(requests), desc=self.model_id, disable=self.rank != 0) as progress:
 
             def answer(key: tuple[Any, ...]) -> None:
                 batch = waiting.pop(key)
@@ -169,7 +174,7 @@ class VisualHeadsLlava(lmms):
         lmms-eval 0.7.3 turns a bare pair into a string, with which multiple choice fails; inside a result it arrives whole.
         """
         with self._recorder.kept_on_failure():
-            return [self._score(one) for one in tqdm(requests, desc="visual_heads_llava", disable=self.rank != 0)]
+            return [self._score(one) for one in tqdm(requests, desc=self.model_id, disable=self.rank != 0)]
 
     def _score(self, request: Instance) -> GenerationResult:
         context, continuation, doc_to_visual, doc_id, task, split = request.args
@@ -191,7 +196,7 @@ class VisualHeadsLlava(lmms):
         """Not offered: the heads of a conversation have no agreed meaning."""
         tasks = sorted({request.task_name for request in requests})
         raise VisualHeadsError(
-            f"visual_heads_llava answers single questions; task {', '.join(tasks)} asks in several rounds. "
+            f"{self.model_id} answers single questions; task {', '.join(tasks)} asks in several rounds. "
             "Leave such tasks out of this run."
         )
 
@@ -255,7 +260,7 @@ class VisualHeadsLlava(lmms):
         other = [type(image).__name__ for image in images if not isinstance(image, Image.Image)]
         if other:
             raise VisualHeadsError(
-                f"visual_heads_llava answers questions about images; document {doc_id} of task {task} has a {other[0]}. "
+                f"{self.model_id} answers questions about images; document {doc_id} of task {task} has a {other[0]}. "
                 "Leave video and audio tasks out of this run."
             )
         return Document.of(
@@ -270,7 +275,10 @@ class VisualHeadsLlava(lmms):
 
     def _encode(self, document: Document, context: str) -> Encoded:
         try:
-            return self.visual_model.encode(context, document.images)
+            encoded = self.visual_model.encode(context, document.images)
+            if document.captured and document.pointed_box is not None:
+                self.visual_model.region(encoded, [document.pointed_box])  # a bad box is found before the model runs
+            return encoded
         except VisualHeadsError as error:
             raise VisualHeadsError(f"Task {document.task}, document {document.doc_id}: {error}") from None
 

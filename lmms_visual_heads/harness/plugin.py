@@ -1,7 +1,8 @@
 """What lmms-eval finds through the entry-point group `lmms_eval.models`.
 
-`register` is called while `lmms_eval.models` is being imported, inside one try/except for all plugins: it imports nothing
-heavy and never raises. Besides the model it makes lmms-eval find our task folder, for which there is no entry point:
+`register` and `register_any` are called while `lmms_eval.models` is being imported, inside one try/except for all plugins:
+they import nothing heavy and never raise. Besides the models they make lmms-eval find our task folder, for which there is
+no entry point:
 `TaskManager.initialize_tasks` gets the folder added to its `include_path`.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL_ID = "visual_heads_llava"
+ANY_MODEL_ID = "visual_heads_hf"
 
 
 def tasks_folder() -> Path:
@@ -57,6 +59,15 @@ def add_task_folder(task_manager_class: Any) -> None:
 
 def register() -> Any:
     """Manifest of `visual_heads_llava` for lmms-eval's model registry."""
+    return _manifest(MODEL_ID, "lmms_visual_heads.harness.model.VisualHeadsLlava", "vhead_llava")
+
+
+def register_any() -> Any:
+    """Manifest of `visual_heads_hf`; an entry point gives one manifest, so this model has its own."""
+    return _manifest(ANY_MODEL_ID, "lmms_visual_heads.harness.any_model.VisualHeadsHf", "vhead_hf")
+
+
+def _manifest(model_id: str, class_path: str, alias: str) -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     try:
@@ -69,8 +80,4 @@ def register() -> Any:
             f"pass --include_path {tasks_folder()} to find them.",
             stacklevel=2,
         )
-    return ModelManifest(
-        model_id=MODEL_ID,
-        simple_class_path="lmms_visual_heads.harness.model.VisualHeadsLlava",
-        aliases=("vhead_llava",),
-    )
+    return ModelManifest(model_id=model_id, simple_class_path=class_path, aliases=(alias,))

@@ -192,12 +192,12 @@ class RunRecorder:
         """
         if document.padding_only:
             return
-        key, item = (document.task, document.doc_id), document.item_id
-        counts = {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
-        self._journal.add_answer(*key, item_id=item, n_images=document.n_images, **counts, **answer)
+        facts: dict[str, Any] = {"item_id": document.item_id, "n_images": document.n_images, **answer}
+        facts |= {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
+        self._journal.add_answer(document.task, document.doc_id, **facts)
         if heads is not None:
             more: dict[str, Any] = {"statistics": heads, "region_share": region_share, **tokens}
-            self._journal.add_heads(*key, item_id=item, **more)
+            self._journal.add_heads(document.task, document.doc_id, item_id=document.item_id, **more)
         self._journal.add_response(
             {
                 "task": document.task,
@@ -269,7 +269,12 @@ class RunRecorder:
             self._say(f"heads of {heads.n_documents} documents: [bold]{written[-1]}[/bold]")
             self._name_missing(written[-1])
         else:
-            self._say("no heads were read: no document of a captured task has exactly one image (see capture_tasks=)")
+            why = (
+                "no document of these tasks has exactly one image"
+                if rowless
+                else "none of these tasks is in capture_tasks="
+            )
+            self._say(f"no heads were read: {why}")
         written.append(answers.close(metadata))
         self._say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):

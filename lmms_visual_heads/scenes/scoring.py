@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 
 _NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
 _NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _WORD = re.compile(r"[a-z]+|\d+")
 
@@ -27,7 +27,9 @@ def is_correct(answer: str, target: str) -> bool:
     words = _WORD.findall(lines[0].lower())
     wanted = target.strip().lower()
     if wanted.isdigit():
-        found = {str(int(word)) if word.isdigit() else _NUMBERS[word] for word in words if word.isdigit() or word in _NUMBERS}
+        found = {
+            str(int(word)) if word.isdigit() else _NUMBERS[word] for word in words if word.isdigit() or word in _NUMBERS
+        }
         if not found and {"no", "none"} & set(words):
             found = {"0"}
         return found == {str(int(wanted))}

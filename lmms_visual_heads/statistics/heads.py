@@ -47,7 +47,7 @@ def head_statistics(
     patch_positions : Tensor [n], int64
         Those that stand for a patch; the others are newline tokens.
     sink_positions : Tensor, int64
-        Leading special tokens.
+        Leading special tokens; none where the prompt starts with the image: then their attention is missing.
     region : Tensor [n], bool, or None
         Which patch tokens the pointed box overlaps with positive area; None: no box, or unsupported geometry.
     base_positions : Tensor, int64, or None
@@ -82,7 +82,8 @@ def head_statistics(
     statistics["image_attention"] = image_attention
     newline_positions = visual_positions[~torch.isin(visual_positions, patch_positions)]
     statistics["newline_attention"] = _mass(rows, newline_positions)
-    statistics["sink_attention"] = _mass(rows, sink_positions)
+    if len(sink_positions):
+        statistics["sink_attention"] = _mass(rows, sink_positions)
     if n_patches >= 2:
         entropy = torch.special.entr(patches / on_patches[..., None]).sum(-1)
         seen = on_patches > 0

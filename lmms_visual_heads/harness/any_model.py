@@ -1,0 +1,35 @@
+"""`visual_heads_hf`: `visual_heads_llava` for any image-text-to-text model whose visual tokens are marked in `input_ids`.
+
+Same answers, tables and errors; regions are missing, because where a visual token's patch lies is not known.
+"""
+
+from __future__ import annotations
+
+from lmms_visual_heads.checkpoints.any_model import load_any_model
+from lmms_visual_heads.checkpoints.model import VisualModel
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.harness import processes
+from lmms_visual_heads.harness.arguments import Arguments
+from lmms_visual_heads.harness.model import VisualHeadsLlava
+from lmms_visual_heads.harness.plugin import ANY_MODEL_ID
+
+
+class VisualHeadsHf(VisualHeadsLlava):
+    """Any checkpoint that transformers loads as image-text-to-text; arguments as for `visual_heads_llava`.
+
+    Raises
+    ------
+    VisualHeadsError
+        As `VisualHeadsLlava`; for `conversation=`; and for families whose rows cannot be right (`load_any_model`).
+    """
+
+    model_id = ANY_MODEL_ID
+
+    def _load(self, asked: Arguments) -> VisualModel:
+        if asked.conversation is not None:
+            raise VisualHeadsError(
+                f"{self.model_id} takes the prompt from the checkpoint's chat template; conversation= came. Leave it out."
+            )
+        return load_any_model(
+            asked.pretrained, device=asked.device or processes.device(), dtype=asked.dtype, revision=asked.revision
+        )
