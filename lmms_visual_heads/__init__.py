@@ -12,11 +12,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_model": "lmms_visual_heads.checkpoints.loading",
+    "load_any_model": "lmms_visual_heads.checkpoints.any_model",
     "read_head_table": "lmms_visual_heads.tables",
     "BenchmarkPredictor": "lmms_visual_heads.prediction.predictor",
     "VisualHeadsError": "lmms_visual_heads.errors",
 }
-__all__ = ["BenchmarkPredictor", "VisualHeadsError", "load_model", "read_head_table"]  # noqa: F822
+__all__ = ["BenchmarkPredictor", "VisualHeadsError", "load_any_model", "load_model", "read_head_table"]
 
 
 def __getattr__(name: str) -> Any:

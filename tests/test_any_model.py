@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.layers import attention_layers, local_layers
 from lmms_visual_heads.checkpoints import any_encoding
-from lmms_visual_heads.checkpoints.any_model import AnyVisualModel, load_any_model, prove_rows
+from lmms_visual_heads.checkpoints.any_model import AnyVisualModel, load_any_model, load_by_family, prove_rows
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.any_tiny import any_checkpoint
 from tests.tiny import noise_image, tiny_tokenizer
@@ -325,3 +326,27 @@ def test_the_self_check_holds_for_any_family(kind: str, load: Load) -> None:
     result = self_check(load(kind), repeats=1)
     assert [finding.holds for finding in result.findings] == [True] * 4, result.findings
     assert 0 <= result.facts["largest_image_attention"] <= 1 + 1e-6
+
+
+def test_the_family_decides_which_loader_reads_a_checkpoint(
+    folders: Callable[[str], Path], tiny: Callable[[str], Path]
+) -> None:
+    settings = {"device": "cpu", "dtype": "float32"}
+    assert isinstance(load_by_family(folders("qwen2-vl"), **settings), AnyVisualModel)
+    known = load_by_family(tiny("llava-llama"), **settings)
+    assert not isinstance(known, AnyVisualModel)
+    with pytest.raises(VisualHeadsError, match=r"has model_type 'qwen2_vl'. .*--model visual_heads_hf"):
+        load_model(folders("qwen2-vl"), **settings)
+
+
+def test_llava_itself_gives_the_same_rows_without_regions(tiny: Callable[[str], Path]) -> None:
+    image = noise_image(90, 60)
+    known = load_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(image, QUESTION)
+    found = load_any_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(
+        image, QUESTION, boxes=[(0, 0, 9, 9)]
+    )
+    assert found.region_positions is None
+    assert torch.equal(found.visual_positions, known.visual_positions)
+    torch.testing.assert_close(
+        found.values, known.values, atol=2e-3, rtol=0
+    )  # the image backend differs by grey levels

@@ -173,8 +173,8 @@ def test_unsupported_models_are_named(copy: Path) -> None:
     vision = json.loads((copy / "config.json").read_text())["vision_config"]
     edit(copy / "config.json", model_type="llava", vision_config={**vision, "model_type": "pixtral"})
     assert "vision tower must be one of clip_vision_model, siglip_vision_model" in refusal(copy)
-    edit(copy / "config.json", model_type="llava_mistral", mm_vision_tower="openai/clip-vit-large-patch14-336")
-    assert "original llava format" in refusal(copy)
+    edit(copy / "config.json", model_type="llava_mpt", mm_vision_tower="openai/clip-vit-large-patch14-336")
+    assert "Of the original llava format" in refusal(copy)
 
 
 def test_broken_config(copy: Path) -> None:

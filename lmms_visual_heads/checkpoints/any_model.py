@@ -27,6 +27,7 @@ from lmms_visual_heads.checkpoints import loading
 from lmms_visual_heads.checkpoints.any_encoding import PROBE_QUESTION, AnyEncoder, probe_image, stackable
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
+from lmms_visual_heads.checkpoints.original_config import is_original
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import model_name as name_of
@@ -180,6 +181,15 @@ def load_any_model(
     loaded = AnyVisualModel(name, model, encoder, _describe(name, revision, model, processor))
     prove_rows(loaded)
     return loaded
+
+
+def load_by_family(pretrained: str | Path, **settings: Any) -> VisualModel:
+    """`load_model` for the LLaVA families in either format, which knows their regions; `load_any_model` for all others."""
+    source = loading.checked_source(pretrained)
+    stored = loading.stored_config(source, settings.get("revision"))
+    if is_original(stored) or stored.get("model_type") in loading.MODEL_CLASSES:
+        return loading.load_model(pretrained, **settings)
+    return load_any_model(pretrained, **settings)
 
 
 def _any_config(source: str, revision: str | None) -> Any:

@@ -96,12 +96,13 @@ def known_models() -> tuple[KnownModel, ...]:
         for line in csv.DictReader(file):
             facts[line["model"]][line["field"]] = line["value"]
             sources[line["model"]][line["source"]] = None
-    order = {name: i for i, name in enumerate(facts)}
+    order = list(facts)
     twins = {one: other for pair in _TWINS for one, other in (pair, pair[::-1])}
-    return tuple(
-        _model(name, facts[name], tuple(sources[name]), twins.get(name))
-        for name in sorted(facts, key=lambda name: (min(order[name], order[twins.get(name, name)]), order[name]))
-    )
+
+    def place(name: str) -> tuple[int, int]:
+        return min(order.index(name), order.index(twins.get(name, name))), order.index(name)
+
+    return tuple(_model(name, facts[name], tuple(sources[name]), twins.get(name)) for name in sorted(order, key=place))
 
 
 def _model(name: str, facts: dict[str, str], sources: tuple[str, ...], twin: str | None) -> KnownModel:

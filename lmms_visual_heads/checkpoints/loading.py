@@ -262,7 +262,10 @@ def _config(source: str, revision: str | None, stored: dict[str, Any]) -> Any:
 def _check_type(source: str, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES:
-        raise VisualHeadsError(f"Supported are {_SUPPORTED}; {source} has model_type {kind!r}. Give one of these.")
+        raise VisualHeadsError(
+            f"Supported are {_SUPPORTED}; {source} has model_type {kind!r}. "
+            "Give one of these, or read it with --model visual_heads_hf (load_any_model), without regions."
+        )
 
 
 def _device(device: str | torch.device | None) -> torch.device:

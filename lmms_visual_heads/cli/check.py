@@ -29,9 +29,9 @@ def check(
         raise VisualHeadsError(f"--format must be table or json; got {output_format!r}. Choose one of them.")
 
     from lmms_visual_heads.capture.selfcheck import self_check
-    from lmms_visual_heads.checkpoints.loading import load_model
+    from lmms_visual_heads.checkpoints.any_model import load_by_family
 
-    model = load_model(checkpoint, device=device, dtype=dtype, revision=revision)
+    model = load_by_family(checkpoint, device=device, dtype=dtype, revision=revision)
     result = self_check(model, repeats=repeats)
     if output_format == "json":
         import json

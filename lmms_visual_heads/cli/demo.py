@@ -167,7 +167,7 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
         f"baseline on {nearer} of {n}. One checkpoint proves nothing: the report shows the error over all trainings.",
         highlight=False,
     )
-    for flag in sorted({flag for flags in predictions.flags for flag in flags.split(";") if flag}):
+    for flag in sorted({flag for flags in predictions["flags"] for flag in flags.split(";") if flag}):
         console.print(f"[yellow]{flag}[/yellow]: {FLAG_WORDS[flag]}", highlight=False)
 
 

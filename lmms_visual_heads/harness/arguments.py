@@ -26,6 +26,9 @@ class Arguments:
     dtype: str | None = None
     device: str | None = None
     conversation: str | None = None
+    image_aspect: str | None = None
+    model_base: str | None = None
+    peft: str | None = None
     heads: str = "heads"
     query: str = DEFAULT_QUERY
     capture_tasks: str = "+".join(PROBE_TASKS)

@@ -114,6 +114,9 @@ class VisualHeadsLlava(lmms):
             dtype=asked.dtype,
             revision=asked.revision,
             conversation=asked.conversation,
+            image_aspect=asked.image_aspect,
+            model_base=asked.model_base,
+            peft=asked.peft,
         )
 
     @classmethod

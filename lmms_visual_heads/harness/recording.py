@@ -150,7 +150,7 @@ class RunRecorder:
                 f"A run goes on only with the data that it began with; document {document.doc_id} of task {document.task} has "
                 f"changed since. Remove {self._journal.path} to begin anew."
             )
-        return found["response"]  # type: ignore[no-any-return]
+        return found["response"]
 
     def wants_rows(self, document: Document) -> bool:
         """Whether this request's rows are to be read: the document is captured, and none of its requests gave rows yet."""
