@@ -54,10 +54,24 @@ HEAD_COLUMNS = (
     Column("concentration", pa.float32(), "0..1", "C = 1 - H(p) / ln n over the patch tokens", nullable=True),
     Column("focus", pa.float32(), "nats", "F = ln n - H(p) over the patch tokens", nullable=True),
     Column("visual_head_score", pa.float32(), "0..1", "S = W * C", nullable=True),
-    Column("region_attention", pa.float32(), "0..1", "attention on patch tokens that the pointed box overlaps", nullable=True),
-    Column("region_attention_base", pa.float32(), "0..1", "the part of it in the base view (anyres only)", nullable=True),
+    Column(
+        "region_attention",
+        pa.float32(),
+        "0..1",
+        "attention on patch tokens that the pointed box overlaps",
+        nullable=True,
+    ),
+    Column(
+        "region_attention_base", pa.float32(), "0..1", "the part of it in the base view (anyres only)", nullable=True
+    ),
     Column("region_attention_tiles", pa.float32(), "0..1", "the part of it in the tiles (anyres only)", nullable=True),
-    Column("newline_attention", pa.float32(), "0..1", "attention on visual tokens without a patch; W minus it is the patch attention", nullable=True),
+    Column(
+        "newline_attention",
+        pa.float32(),
+        "0..1",
+        "attention on visual tokens without a patch; W minus it is the patch attention",
+        nullable=True,
+    ),
     Column("sink_attention", pa.float32(), "0..1", "attention on the leading special tokens", nullable=True),
     Column("region_share", pa.float32(), "0..1", "share of the patch area that lies in the pointed box", nullable=True),
     Column("n_visual_tokens", pa.int32(), "tokens", "visual tokens of the prompt"),
@@ -70,11 +84,20 @@ ANSWER_COLUMNS = (
     Column("n_images", pa.int16(), "images", "images of the document"),
     Column("n_visual_tokens", pa.int32(), "tokens", "visual tokens of the prompt"),
     Column("n_prompt_tokens", pa.int32(), "tokens", "prompt length with the visual tokens, without padding"),
-    Column("n_answer_tokens", pa.int32(), "tokens", "generated tokens, the end token included; 0 for a scored continuation"),
-    Column("answer_token_index", pa.int16(), "", "which generated token the answer distribution belongs to: 0, or 1 where token 0 is a blank"),
+    Column(
+        "n_answer_tokens", pa.int32(), "tokens", "generated tokens, the end token included; 0 for a scored continuation"
+    ),
+    Column(
+        "answer_token_index",
+        pa.int16(),
+        "",
+        "which generated token the answer distribution belongs to: 0, or 1 where token 0 is a blank",
+    ),
     Column("confidence", pa.float32(), "0..1", "largest probability of the first answer token", nullable=True),
     Column("answer_entropy", pa.float32(), "nats", "entropy of the first answer token's distribution", nullable=True),
-    Column("answer_log_probability", pa.float32(), "nats", "mean log-probability of the generated tokens", nullable=True),
+    Column(
+        "answer_log_probability", pa.float32(), "nats", "mean log-probability of the generated tokens", nullable=True
+    ),
     Column("top_tokens", pa.list_(pa.int32()), "", "the 20 most probable first answer tokens", nullable=True),
     Column("top_probabilities", pa.list_(pa.float32()), "0..1", "their probabilities, largest first", nullable=True),
 )
@@ -111,8 +134,17 @@ PROFILE_COLUMNS = (
     Column("task", pa.string(), "", "task that the documents come from"),
     Column("layer", pa.int16(), "", "decoder layer, from 0"),
     Column("head", pa.int16(), "", "query head, from 0"),
-    *(Column(name, pa.float32(), "mean", f"mean of {name} over documents; C and F weighted by W", nullable=True) for name in PROFILE_STATISTICS),
-    Column("region_lift", pa.float32(), "nats", "ln(sum of region attention / sum of patch attention x region share)", nullable=True),
+    *(
+        Column(name, pa.float32(), "mean", f"mean of {name} over documents; C and F weighted by W", nullable=True)
+        for name in PROFILE_STATISTICS
+    ),
+    Column(
+        "region_lift",
+        pa.float32(),
+        "nats",
+        "ln(sum of region attention / sum of patch attention x region share)",
+        nullable=True,
+    ),
     Column("n_documents", pa.int32(), "documents", "documents behind the means"),
 )
 

@@ -132,6 +132,7 @@ def original_checkpoint(
     """
     from transformers import CLIPVisionConfig
 
+    torch.set_num_threads(1)
     folder.mkdir(parents=True)
     phi_tokens = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
     vocabulary = (

@@ -340,13 +340,11 @@ def test_the_family_decides_which_loader_reads_a_checkpoint(
 
 
 def test_llava_itself_gives_the_same_rows_without_regions(tiny: Callable[[str], Path]) -> None:
-    image = noise_image(90, 60)
+    image = noise_image()  # needs no resize, in which the image backends differ by grey levels
     known = load_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(image, QUESTION)
     found = load_any_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(
         image, QUESTION, boxes=[(0, 0, 9, 9)]
     )
     assert found.region_positions is None
     assert torch.equal(found.visual_positions, known.visual_positions)
-    torch.testing.assert_close(
-        found.values, known.values, atol=2e-3, rtol=0
-    )  # the image backend differs by grey levels
+    torch.testing.assert_close(found.values, known.values, atol=1e-4, rtol=0)

@@ -22,6 +22,10 @@ def test_what_lmms_eval_adds_is_taken() -> None:
     assert (arguments.batch_size, arguments.device) == (8, "cpu")
 
 
+def test_an_automatic_batch_size_begins_large() -> None:
+    assert check({"pretrained": "x", "batch_size": "auto"}).batch_size == 64
+
+
 def test_the_probe_is_captured_by_default_and_nothing_else() -> None:
     arguments = Arguments(pretrained="x")
     assert all(arguments.captures(task) for task in PROBE_TASKS)
@@ -43,7 +47,7 @@ def test_capture_tasks_takes_several_and_wildcards() -> None:
         ({"pretrained": "x", "qery": "last_prompt"}, "does not know the argument 'qery'.*Did you mean 'query'"),
         ({"pretrained": "x", "zzz": "1"}, "does not know the argument 'zzz'; it takes .*pretrained"),
         ({"pretrained": "x", "query": "last"}, "query must be one of first_generated, last_prompt; 'last' came"),
-        ({"pretrained": "x", "batch_size": "auto"}, "'auto' is not supported yet"),
+        ({"pretrained": "x", "batch_size": "many"}, "whole number or auto; 'many' came"),
         ({"pretrained": "x", "batch_size": 0}, "must be at least 1"),
     ],
 )
@@ -53,7 +57,7 @@ def test_refusals_name_what_is_required_and_what_came(given: dict, words: str) -
 
 
 def test_a_value_without_a_name_is_refused() -> None:
-    with pytest.raises(VisualHeadsError, match="'pope' has no '='.*joined by '\\+'"):
+    with pytest.raises(VisualHeadsError, match=r"'pope' has no '='.*joined by '\+'"):
         parse("pretrained=x,capture_tasks=vhead_super,pope")
 
 

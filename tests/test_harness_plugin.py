@@ -46,7 +46,7 @@ def test_a_changed_lmms_eval_costs_a_warning_and_not_the_model(monkeypatch: pyte
     import lmms_eval.tasks
 
     monkeypatch.setattr(lmms_eval.tasks, "TaskManager", OtherManager)
-    with pytest.warns(UserWarning, match="pass --include_path .*tasks to find them"):
+    with pytest.warns(UserWarning, match=r"pass --include_path .*tasks to find them"):
         manifest = plugin.register()
     assert manifest.model_id == "visual_heads_llava"
 

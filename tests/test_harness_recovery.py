@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.model import VisualHeadsLlava
@@ -37,7 +38,7 @@ def model(tiny: Tiny, folder: Path, **more: Any) -> VisualHeadsLlava:
 
 def assert_same_tables(one: Path, other: Path) -> None:
     for mine, theirs in zip(tables(one), tables(other), strict=True):
-        pd.testing.assert_frame_equal(mine, theirs, atol=1e-5, rtol=0)
+        pd.testing.assert_frame_equal(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_broken_image_costs_nothing_that_was_measured(tiny: Tiny, tmp_path: Pa
         return [InlineTask("t", [{**d, "question": "How many?"} for d in questions(6)], doc_to_visual=visual)]
 
     first = model(tiny, tmp_path / "a", batch_size=batch_size)
-    with pytest.raises(VisualHeadsError, match="document 3 of task t is not .cannot identify image file"):
+    with pytest.raises(VisualHeadsError, match=r"document 3 of task t is not .cannot identify image file"):
         run(first, tasks())
     assert not list((tmp_path / "a").glob("*.parquet"))
     broken.clear()
@@ -153,7 +154,7 @@ def test_a_process_that_dies_ends_the_run_and_what_it_measured_is_kept(tiny: Tin
 
 def test_two_runs_do_not_write_into_one_journal(tiny: Tiny, tmp_path: Path) -> None:
     first = model(tiny, tmp_path)
-    with pytest.raises(VisualHeadsError, match="another run of this model is writing .* heads=DIR"):
+    with pytest.raises(VisualHeadsError, match=r"another run of this model is writing .* heads=DIR"):
         model(tiny, tmp_path)
     run(first, [InlineTask("t", questions(2))])
     run(model(tiny, tmp_path), [InlineTask("t", questions(2))])
@@ -196,7 +197,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_came_before(
         return written(path, content)
 
     monkeypatch.setattr(journal.files, "write_bytes", write_bytes)
-    with pytest.raises(VisualHeadsError, match="No space left on device.*Make room.*same command"):
+    with pytest.raises(VisualHeadsError, match=r"No space left on device.*Make room.*same command"):
         run(model(tiny, tmp_path), [InlineTask("t", questions(5))])
     monkeypatch.setattr(journal.files, "write_bytes", written)
     run(model(tiny, tmp_path), [InlineTask("t", questions(5))])
@@ -214,7 +215,7 @@ def test_a_run_goes_on_only_with_its_own_data(tiny: Tiny, tmp_path: Path) -> Non
     with pytest.raises(VisualHeadsError, match="broken"):
         run(model(tiny, tmp_path), [InlineTask("t", same, doc_to_visual=boom)])
     other = [{**d, "shift": 1} for d in same]
-    with pytest.raises(VisualHeadsError, match="document 0 of task t has changed since. Remove .*run to begin anew"):
+    with pytest.raises(VisualHeadsError, match=r"document 0 of task t has changed since. Remove .*run to begin anew"):
         run(model(tiny, tmp_path), [InlineTask("t", other, doc_to_visual=boom)])
 
 
@@ -256,3 +257,36 @@ def test_rows_are_read_once_for_several_choices(tiny: Tiny, tmp_path: Path) -> N
     run(scorer, [choices_task("c", 2)])
     assert queries == ["first_generated", None, None, None] * 2
     assert set(tables(tmp_path)[0].doc_id) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("fits", "sizes"), [(4, [8, 4, 4, 4]), (1, [8, 4, 2, 1, 1, 2, 1, 1, 4, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1])]
+)
+def test_a_batch_that_does_not_fit_is_halved(tiny: Tiny, tmp_path: Path, fits: int, sizes: list[int]) -> None:
+    """Out of memory in the first batch and whenever a batch is larger than what fits: the tables are those of batch size 1."""
+    asked: list[int] = []
+    large = model(tiny, tmp_path / "large", batch_size=8)
+    whole = large.visual_model.generate
+
+    def generate(batch: Any, **more: Any) -> Any:
+        asked.append(len(batch))
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(batch, **more)
+
+    large.visual_model.generate = generate  # type: ignore[method-assign]
+    documents = [{**d, "question": "How many?"} for d in questions(12)]
+    found = answers(run(large, [InlineTask("t", documents)]), "t")
+    assert asked == sizes
+    assert found == answers(run(model(tiny, tmp_path / "one"), [InlineTask("t", documents)]), "t")
+    assert_same_tables(tmp_path / "large", tmp_path / "one")
+
+
+def test_a_document_that_does_not_fit_alone_ends_the_run_by_name(tiny: Tiny, tmp_path: Path) -> None:
+    def generate(batch: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    full = model(tiny, tmp_path, batch_size=2)
+    full.visual_model.generate = generate  # type: ignore[method-assign]
+    with pytest.raises(VisualHeadsError, match=r"document 0 of task t does not. .*smaller dtype"):
+        run(full, [InlineTask("t", questions(1))])

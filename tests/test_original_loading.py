@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 from lmms_visual_heads import load_model
 from lmms_visual_heads.checkpoints.conversations import CONVERSATIONS
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.layout import image_layout
 from tests.original import TOWER, original_checkpoint
 from tests.tiny import QUESTION, noise_image
 
@@ -92,6 +94,15 @@ def test_every_variant_equals_its_twin(built, name: str) -> None:
     rows = model.attention_rows(noise_image(90, 50), QUESTION, query="last_prompt")
     eager = torch.stack([layer[0, :, -1] for layer in expected.attentions])
     torch.testing.assert_close(rows.values, eager, atol=1e-5, rtol=0)
+
+
+def test_towers_run_on_sdpa_and_nothing_is_complained_of(built, caplog, capfd) -> None:
+    for name in ("vicuna", "1.6 mistral", "vip"):
+        model = load_model(built(name)[0], device="cpu")
+        model.attention_rows(noise_image(), QUESTION)
+        assert model.model.config.vision_config._attn_implementation == "sdpa"
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
 
 
 def test_what_a_checkpoint_says_about_itself(built) -> None:
@@ -182,6 +193,26 @@ def test_no_image_and_several_images(built) -> None:
             model.encoder.encode_prompt("Nothing here", [noise_image()])
 
 
+def test_unpadding_rounds_as_the_original_in_the_model_too(built) -> None:
+    """Sizes for which transformers keeps other rows or columns: layout, regions and the model's own features agree."""
+    model = load_model(built("1.6 mistral")[0], device="cpu")
+    ours, other = model.preprocessing, dataclasses.replace(model.preprocessing, unpad_rounding="huggingface")
+    sizes = [
+        (h, w)
+        for h in range(10, 260)
+        for w in range(10, 260)
+        if image_layout((h, w), ours) != image_layout((h, w), other)
+    ]
+    assert sizes
+    for height, width in sizes[:3]:
+        encoded = model.encode(QUESTION, [noise_image(width, height)])
+        assert len(encoded.visual_positions) == image_layout((height, width), ours).n_tokens
+        region = model.region(encoded, [(0, 0, width / 2, height)])
+        assert region is not None
+        assert len(region) == len(encoded.patch_positions)
+        assert model.generate([encoded], query="last_prompt", max_new_tokens=1)[0].rows is not None
+
+
 def test_scores_follow_the_conversation(built) -> None:
     model = load_model(built("vicuna")[0], device="cpu")
     encoded = model.encode(QUESTION, [noise_image()])
@@ -221,6 +252,8 @@ def test_image_aspect_of_a_hugging_face_checkpoint(tiny) -> None:
     published = load_model(tiny("llava-llama"), device="cpu")
     padded = load_model(tiny("llava-llama"), device="cpu", image_aspect="pad")
     assert (published.description["image_aspect"], padded.description["image_aspect"]) == ("crop", "pad")
+    assert "the original LLaVA-1.5 and ViP-LLaVA code pads" in published.description["image_aspect_note"]
+    assert "image_aspect_note" not in padded.description
     assert published.preprocessing.crop
     assert padded.preprocessing.pad
     square = Image.new("RGB", (90, 90), (122, 116, 104))

@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scores(tmp_path: Path) -> None:
     out, err = run("scores", SAMPLES, "--out", tmp_path / "scores.csv")
-    assert "1 scores of 1 models on 1 benchmarks" in out
+    assert "1 scores (1 models, 1 benchmarks)" in out
     assert "Choose with --metric mystery_two=METRIC" in err
     assert read_scores(tmp_path / "scores.csv")["benchmark"].tolist() == ["scenes_existence"]
     run("scores", SAMPLES, "--metric", "mystery_two=other:100", "--out", tmp_path / "scores.csv")

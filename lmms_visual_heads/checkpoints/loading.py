@@ -55,6 +55,12 @@ _SUPPORTED = (
     "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava) in Hugging Face format, and "
     "llava_llama, llava_mistral and llava_phi3 in the original format"
 )
+CROP_NOTE = (
+    "images that are not square are cut to their middle square, as this processor says; the original LLaVA-1.5 and "
+    "ViP-LLaVA code pads them to a square: image_aspect=pad"
+)
+"""Recorded where the two published formats of a model differ."""
+
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -166,6 +172,8 @@ def load_model(
     adapted = _adapted(model, peft)
     attach(model)
     description = _describe(source, revision, model_name, model, processor) | adapted
+    if description["image_aspect"] == "crop":
+        description["image_aspect_note"] = CROP_NOTE
     return VisualModel(name_of(str(pretrained), model_name), model, encoder, description)
 
 

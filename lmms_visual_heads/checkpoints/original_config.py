@@ -7,6 +7,7 @@ Pure functions on the JSON document; no weights, no network. Sizes of pinpoints 
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ MULTILAYER_LAYERS = (-2, -5, -8, -11, 6)
 IMAGE_ASPECTS = ("pad", "crop")
 """What a user may choose for a model with one view: pad to a square, or cut out the middle square."""
 
+_HUGGING_FACE_TYPES = ("llava_next", "llava_onevision")
 _PROJECTOR = re.compile(r"mlp(\d+)x_gelu")
 _NOT_OF_THE_TEXT_MODEL = frozenset(
     ("model_type", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
@@ -50,7 +52,7 @@ _NOT_OF_THE_TEXT_MODEL = frozenset(
 def is_original(stored: dict[str, Any]) -> bool:
     """Whether a config.json document describes an original `llava` checkpoint."""
     kind = str(stored.get("model_type"))
-    return "mm_vision_tower" in stored or (kind.startswith("llava_") and "vision_config" not in stored)
+    return "mm_vision_tower" in stored or (kind.startswith("llava_") and not kind.startswith(_HUGGING_FACE_TYPES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,8 @@ def whole_config(config: OriginalConfig, text: PretrainedConfig, vision: Pretrai
     """The Hugging Face config of the whole model: LlavaConfig, LlavaNextConfig or VipLlavaConfig."""
     side = vision.image_size // vision.patch_size
     common = {
-        "vision_config": vision,
+        # a copy: composite configs write into their parts
+        "vision_config": copy.deepcopy(vision),
         "text_config": text,
         "image_token_index": image_token,
         "projector_hidden_act": "gelu",

@@ -75,6 +75,8 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {
 
 def skeleton(config: Any, vocabulary: int) -> PreTrainedModel:
     """A model without weights; its embedding has a row for the placeholder where that lies beyond the vocabulary."""
+    # from_pretrained would set this; a model made by hand leaves its parts without a choice
+    config._attn_implementation = "sdpa"
     with init_empty_weights(include_buffers=False):
         model = _CLASSES[config.model_type](config)
         rows = max(vocabulary, config.image_token_id + 1)

@@ -46,10 +46,10 @@ def fit(
     for note in predictor.notes_:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     table = Table(title="Mean absolute error on trainings that were left out, in points of 100", box=box.SIMPLE_HEAD)
-    table.add_column("benchmark", overflow="fold", min_width=16)
-    for name in ("models", "trainings", "error", "baseline", f"inside {level:.0%}"):
+    table.add_column("benchmark", overflow="fold", min_width=18)
+    for name in ("models", "trainings", "error", "baseline", f"in {level:.0%}"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in predictor.errors_.to_dict("records"):
         table.add_row(
             row["benchmark"],

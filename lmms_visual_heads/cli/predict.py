@@ -61,22 +61,25 @@ def predict(
 
 
 def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from lmms_visual_heads.prediction import FLAG_WORDS
 
     console = Console()
+    all_flags = [row["flags"].split(";") for row in rows]
+    common = [flag for flag in FLAG_WORDS if all(flag in flags for flags in all_flags)]
     for model in dict.fromkeys(row["model"] for row in rows):
-        table = Table(title=f"{model}, points of 100")
-        table.add_column("benchmark", overflow="fold")
+        table = Table(title=f"{model}, points of 100", box=box.SIMPLE_HEAD)
+        table.add_column("benchmark", overflow="fold", min_width=18)
         for name in ("predicted", f"{fitted.level:.0%} interval", "baseline"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("flags", overflow="fold")
         for row in rows:
             if row["model"] == model:
                 interval = f"{row['low']:.1f} to {row['high']:.1f}"
-                flags = row["flags"].replace(";", ", ")
+                flags = ", ".join(flag for flag in row["flags"].split(";") if flag not in common)
                 table.add_row(row["benchmark"], f"{row['predicted']:.1f}", interval, f"{row['baseline']:.1f}", flags)
         console.print(table)
     described = fitted.describe()
@@ -85,5 +88,6 @@ def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
         f"probe {', '.join(described['probe'])}. Baseline: the mean of those trainings.",
         highlight=False,
     )
-    for flag in dict.fromkeys(flag for row in rows for flag in row["flags"].split(";") if flag):
-        console.print(f"{flag}: {FLAG_WORDS[flag]}.", highlight=False)
+    for flag in dict.fromkeys(flag for flags in all_flags for flag in flags if flag):
+        where = "every row, " if flag in common and len(rows) > 1 else ""
+        console.print(f"{where}{flag}: {FLAG_WORDS[flag]}.", highlight=False)

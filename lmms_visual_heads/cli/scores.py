@@ -37,5 +37,5 @@ def scores(
     for note in notes:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     typer.echo(
-        f"{len(table)} scores of {table['model'].nunique()} models on {table['benchmark'].nunique()} benchmarks: {out}"
+        f"{len(table)} scores ({table['model'].nunique()} models, {table['benchmark'].nunique()} benchmarks): {out}"
     )

@@ -15,6 +15,9 @@ from typing import Any
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import DEFAULT_QUERY, PROBE_TASKS, QUERIES
 
+AUTOMATIC_BATCH = 64
+"""Where `--batch_size auto` begins; a batch that does not fit is halved, and so are those after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
@@ -98,9 +101,9 @@ def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Argume
         raise VisualHeadsError(f"{model_id} needs a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
     size = given.pop("batch_size", 1)
     try:
-        batch_size = int(size)
+        batch_size = AUTOMATIC_BATCH if size == "auto" else int(size)
     except ValueError:
         raise VisualHeadsError(
-            f"--batch_size must be a whole number; {size!r} is not supported yet. Name one, for example --batch_size 8."
+            f"--batch_size must be a whole number or auto; {size!r} came. Name one, for example --batch_size 8."
         ) from None
     return Arguments(**{name: str(value) for name, value in given.items()}, batch_size=batch_size)

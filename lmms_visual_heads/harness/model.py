@@ -72,6 +72,8 @@ class VisualHeadsLlava(lmms):
         Folder or hub id.
     model_name, revision, dtype, device, conversation : str, optional
         Name in the tables; hub revision; "float32", "bfloat16" or "float16"; "cpu", "cuda", "cuda:1".
+    image_aspect, model_base, peft : str, optional
+        As for `load_model`: "pad" or "crop"; base of a folder that is not whole; LoRA adapter.
     heads : str
         Folder for the tables, default "heads".
     query : str
@@ -79,7 +81,7 @@ class VisualHeadsLlava(lmms):
     capture_tasks : str
         Tasks whose heads are read, joined by "+", wildcards allowed; default: the probe.
     batch_size : int
-        Prompts of equal length that are answered together.
+        Prompts of equal length that are answered together; "auto" begins with 64. A batch that does not fit is halved.
 
     Raises
     ------
@@ -162,7 +164,7 @@ class VisualHeadsLlava(lmms):
                 encoded = self._encode(document, context)
                 key = (settings, self._recorder.wants_rows(document), len(encoded), document.n_images > 0)
                 waiting.setdefault(key, []).append(Waiting(index, name, document, encoded))
-                if len(waiting[key]) == self.batch_size:
+                if len(waiting[key]) >= self.batch_size:
                     answer(key)
                 elif sum(map(len, waiting.values())) > 16 * self.batch_size:
                     answer(max(waiting, key=lambda k: len(waiting[k])))
@@ -211,6 +213,26 @@ class VisualHeadsLlava(lmms):
         super().clean()
 
     def _answer(
+        self, batch: list[Waiting], generation: dict[str, Any], *, captured: bool
+    ) -> dict[int, GenerationResult]:
+        """Answers by place; a batch that does not fit into memory is halved, and so are the batches after it."""
+        try:
+            return self._answer_together(batch, generation, captured=captured)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                document = batch[0].document
+                raise VisualHeadsError(
+                    f"Every document must fit into memory alone; document {document.doc_id} of task {document.task} does not. "
+                    "Free the device, or take a smaller dtype."
+                ) from None
+        half = len(batch) // 2
+        self.batch_size = min(self.batch_size, max(1, half))
+        torch.cuda.empty_cache()
+        self._recorder.say(f"{len(batch)} documents do not fit into memory; going on with batches of {self.batch_size}")
+        parts = (self._answer(part, generation, captured=captured) for part in (batch[:half], batch[half:]))
+        return {place: result for part in parts for place, result in part.items()}
+
+    def _answer_together(
         self, batch: list[Waiting], generation: dict[str, Any], *, captured: bool
     ) -> dict[int, GenerationResult]:
         generated = self.visual_model.generate(

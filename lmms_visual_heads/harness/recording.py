@@ -77,11 +77,21 @@ class Document:
             doc_id=int(doc_id),
             item_id=None if item is None else str(item),
             images=images,
-            pointed_box=None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+            pointed_box=None if box is None else _four_numbers(box, f"document {doc_id} of task {task}"),
             digest=digest.digest(),
             wanted=wanted,
             padding_only=padding_only,
         )
+
+
+def _four_numbers(box: Any, where: str) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = (float(number) for number in box)
+    except (TypeError, ValueError):
+        raise VisualHeadsError(
+            f"pointed_box must be four numbers x0, y0, x1, y1 in pixels; {where} has {box!r}. Mend or remove it."
+        ) from None
+    return x0, y0, x1, y1
 
 
 class RunRecorder:
@@ -122,7 +132,7 @@ class RunRecorder:
         self._with_rows = {(one["task"], one["doc_id"]) for one in self._recalled.values() if one["captured"]}
         if self._recalled and processes.rank() == 0:
             documents = len({key[:2] for key in self._recalled})
-            self._say(
+            self.say(
                 f"going on from an unfinished run: {documents} documents are measured already ({self._journal.path})"
             )
 
@@ -266,7 +276,7 @@ class RunRecorder:
         written = []
         if heads is not None:
             written.append(heads.close(metadata))
-            self._say(f"heads of {heads.n_documents} documents: [bold]{written[-1]}[/bold]")
+            self.say(f"heads of {heads.n_documents} documents: [bold]{written[-1]}[/bold]")
             self._name_missing(written[-1])
         else:
             why = (
@@ -274,11 +284,11 @@ class RunRecorder:
                 if rowless
                 else "none of these tasks is in capture_tasks="
             )
-            self._say(f"no heads were read: {why}")
+            self.say(f"no heads were read: {why}")
         written.append(answers.close(metadata))
-        self._say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
+        self.say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
-            self._say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
+            self.say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
         return written
 
     def _clear(self, finished: set[tuple[str, int]]) -> None:
@@ -286,7 +296,7 @@ class RunRecorder:
         others = {key[:2] for key in self._recalled} - finished
         if others:
             self._journal.close()
-            self._say(f"{len(others)} documents of an earlier, longer run stay in {self._journal.path}")
+            self.say(f"{len(others)} documents of an earlier, longer run stay in {self._journal.path}")
         else:
             self._journal.remove()
 
@@ -302,7 +312,7 @@ class RunRecorder:
             self._journal.flush()
             n = self._journal.n_recorded()
             if n:
-                self._say(
+                self.say(
                     f"the run did not finish ({reason}). {n} documents are kept in {self._journal.path}; "
                     "the same command goes on from there."
                 )
@@ -330,7 +340,9 @@ class RunRecorder:
             worst = ", ".join(
                 f"layer {layer} head {head} ({n} documents)" for (layer, head), n in missing.most_common(5)
             )
-            self._say(f"rows that are not finite are missing in the table, in {len(missing)} heads: {worst}")
+            self.say(
+                f"missing in the table (rows that are not finite, layers that cannot see the image): {len(missing)} heads, {worst}"
+            )
 
     def _metadata_without_tasks(self) -> dict[str, Any]:
         return {
@@ -341,7 +353,8 @@ class RunRecorder:
             "versions": {"lmms_visual_heads": __version__, **_versions()},
         }
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell the user, on standard error."""
         self._console.print(f"visual-heads: {text}", soft_wrap=True, highlight=False)
 
 
