@@ -1,4 +1,4 @@
-"""`visual-heads demo` as typed, twice: four starts of lmms-eval. The same numbers both times, and everything it promises is there."""
+"""`visual-heads demo` as typed, twice (four starts of lmms-eval): the same numbers, and everything that it promises is there."""
 
 from __future__ import annotations
 
