@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY
 from tests.lmms_tasks import InlineTask, PlainWrapper, answers, choices_task, picture, questions, run
+from tests.original import original_checkpoint
+from tests.test_original_adapters import adapter
 
 Tiny = Callable[[str], Path]
 
@@ -186,3 +189,35 @@ def test_a_box_that_is_none_is_refused_by_name(tiny: Tiny, tmp_path: Path, box: 
     model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
     with pytest.raises(VisualHeadsError, match=r"pointed_box must be four numbers .* document 0 of task t has \["):
         run(model, [InlineTask("t", questions(1, pointed_box=box))])
+
+
+def test_the_ways_of_loading_reach_load_model(tmp_path: Path) -> None:
+    whole = tmp_path / "runs" / "checkpoint"
+    original_checkpoint(whole)
+    step = Path(shutil.copytree(whole, tmp_path / "runs" / "checkpoint-100"))
+    for path in step.glob("tokenizer*"):
+        path.unlink()
+    adapter(tmp_path / "adapter", {"model.layers.0.self_attn.q_proj": (64, 64)})
+    given = {
+        "image_aspect": "crop",
+        "model_base": str(whole),
+        "peft": str(tmp_path / "adapter"),
+        "conversation": "llava_v0",
+    }
+    asked = ",".join(f"{name}={value}" for name, value in given.items())
+    model = VisualHeadsLlava.create_from_arg_string(f"pretrained={step},heads={tmp_path / 'heads'},{asked}")
+    wide = picture(0, (90, 50))
+    found = answers(
+        run(model, [InlineTask("vhead_super", questions(2), doc_to_visual=lambda doc: [wide])]), "vhead_super"
+    )
+    heads, _, metadata = tables(tmp_path / "heads")
+    recorded = {name: metadata["model"][name] for name in ("image_aspect", "peft", "conversation")}
+    assert recorded == {name: given[name] for name in recorded}
+    assert metadata["model"]["peft_layers"] == 1
+    slow = load_model(step, device="cpu", **given)
+    rows = slow.attention_rows(wide, questions(1)[0]["question"], max_new_tokens=6)
+    one = heads[heads.doc_id == 0].sort_values(["layer", "head"])
+    np.testing.assert_allclose(one.image_attention, rows.statistics().image_attention, atol=1e-5)
+    assert len(found) == 2
+    with pytest.raises(VisualHeadsError, match="Run `visual-heads convert SRC DST` first"):
+        VisualHeadsLlava(pretrained=str(whole), heads=str(tmp_path / "more"), quantization="4bit")

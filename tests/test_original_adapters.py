@@ -166,6 +166,17 @@ def test_a_checkpoint_folder_without_a_processor(tiny, tmp_path: Path) -> None:
     assert torch.equal(rows(load_model(step, device="cpu", model_base=folder)), rows(load_model(folder, device="cpu")))
 
 
+@pytest.mark.parametrize("lacking", ["*processor*", "tokenizer*"])
+def test_a_checkpoint_folder_without_a_part_of_its_processor(tiny, tmp_path: Path, lacking: str) -> None:
+    folder = tiny("llava-llama")
+    step = Path(shutil.copytree(folder, tmp_path / "run" / "checkpoint-100"))
+    for path in step.glob(lacking):
+        path.unlink()
+    with pytest.raises(VisualHeadsError, match="or give model_base="):
+        load_model(step, device="cpu")
+    assert torch.equal(rows(load_model(step, device="cpu", model_base=folder)), rows(load_model(folder, device="cpu")))
+
+
 def test_an_original_checkpoint_folder_without_a_tokenizer(tmp_path: Path) -> None:
     whole = tmp_path / "runs" / "checkpoint"
     original_checkpoint(whole)

@@ -8,7 +8,7 @@ stand exactly where that token stands, whether documents may be stacked. Shapes:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,20 @@ from lmms_visual_heads.capture.layers import local_layers
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.support import check_config, check_decoder
 from lmms_visual_heads.checkpoints import loading
+from lmms_visual_heads.checkpoints.adapters import is_adapter
 from lmms_visual_heads.checkpoints.any_encoding import PROBE_QUESTION, AnyEncoder, probe_image, stackable
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
 from lmms_visual_heads.checkpoints.original_config import is_original
+from lmms_visual_heads.checkpoints.quantization import countable, describe_quantization, quantization_settings
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import model_name as name_of
 from lmms_visual_heads.statistics.answers import answer_statistics
 
 SUM_TOLERANCE = 1e-3
+LLAVA_SETTINGS = ("conversation", "image_aspect", "model_base", "peft")
+"""What only `load_model` takes."""
 _FORWARD_ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 _PROCESSOR_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
 
@@ -142,6 +146,7 @@ def load_any_model(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     model_name: str | None = None,
+    quantization: str | None = None,
 ) -> AnyVisualModel:
     """Load a checkpoint of any family that transformers loads as image-text-to-text.
 
@@ -149,7 +154,7 @@ def load_any_model(
     ----------
     pretrained : str or Path
         Folder or hub id.
-    device, dtype, revision, model_name
+    device, dtype, revision, model_name, quantization
         As for `load_model`.
 
     Returns
@@ -171,25 +176,47 @@ def load_any_model(
     check_config(config)
     where = loading._device(device)
     wanted = loading._dtype(dtype, where)
+    packed = quantization_settings(source, config.to_dict(), quantization, wanted, where)
+    quantized = describe_quantization(config.to_dict(), quantization)
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
     processor = _any_processor(source, revision)
     encoder = AnyEncoder(processor, config, model_class)
-    model = loading._weights(source, config, revision, wanted, where, model_class)
+    model = loading._weights(source, config, revision, wanted, where, model_class, packed)
     check_decoder(model)
     attach(model)
     name = name_of(str(pretrained), model_name)
-    loaded = AnyVisualModel(name, model, encoder, _describe(name, revision, model, processor))
+    loaded = AnyVisualModel(name, model, encoder, _describe(name, revision, model, processor) | quantized)
     prove_rows(loaded)
     return loaded
 
 
 def load_by_family(pretrained: str | Path, **settings: Any) -> VisualModel:
-    """`load_model` for the LLaVA families in either format, which knows their regions; `load_any_model` for all others."""
+    """`load_model` for the LLaVA families in either format, which knows their regions; `load_any_model` for all others.
+
+    Raises
+    ------
+    VisualHeadsError
+        As these; and for a setting that only `load_model` takes, given for another family.
+    """
+    if is_adapter(Path(str(pretrained).strip() or ".").expanduser()):
+        return loading.load_model(pretrained, **settings)
     source = loading.checked_source(pretrained)
     stored = loading.stored_config(source, settings.get("revision"))
     if is_original(stored) or stored.get("model_type") in loading.MODEL_CLASSES:
         return loading.load_model(pretrained, **settings)
-    return load_any_model(pretrained, **settings)
+    refuse_llava_settings(settings)
+    taken = {name: value for name, value in settings.items() if name not in LLAVA_SETTINGS}
+    return load_any_model(pretrained, **taken)
+
+
+def refuse_llava_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse what `load_model` takes and `load_any_model` does not: nothing that is asked for is passed over."""
+    given = next((name for name in LLAVA_SETTINGS if settings.get(name) is not None), None)
+    if given is not None:
+        raise VisualHeadsError(
+            "visual_heads_hf takes the prompt from the checkpoint's chat template, and processor and weights as they are; "
+            f"{given}= came, which is for LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA (visual_heads_llava). Leave it out."
+        )
 
 
 def _any_config(source: str, revision: str | None) -> Any:
@@ -230,8 +257,9 @@ def _any_processor(source: str, revision: str | None) -> Any:
 
 def _describe(name: str, revision: str | None, model: Any, processor: Any) -> dict[str, Any]:
     text_config = model.config.get_text_config(decoder=True)
-    head = model.get_output_embeddings()
-    language = [*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())]
+    counted = countable(model)
+    head = counted.get_output_embeddings()
+    language = [*counted.get_decoder().parameters(), *(head.parameters() if head is not None else ())]
     image_processor = processor.image_processor
     return {
         "name": name,

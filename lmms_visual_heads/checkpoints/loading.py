@@ -36,6 +36,13 @@ from lmms_visual_heads.checkpoints.processors import (
     load_processor,
     set_image_aspect,
 )
+from lmms_visual_heads.checkpoints.quantization import (
+    countable,
+    describe_quantization,
+    quantization_settings,
+    refuse_quantized_original,
+    stored_quantization,
+)
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import model_name as name_of
 
@@ -61,6 +68,12 @@ CROP_NOTE = (
 )
 """Recorded where the two published formats of a model differ."""
 
+_PROCESSOR_FILES = (
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+)
+"""A folder with one of each has a processor and a tokenizer."""
+
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -75,6 +88,7 @@ def load_model(
     image_aspect: str | None = None,
     model_base: str | Path | None = None,
     peft: str | Path | None = None,
+    quantization: str | None = None,
 ) -> VisualModel:
     """Load a checkpoint for reading its attention heads.
 
@@ -103,6 +117,9 @@ def load_model(
     peft : str, Path or None
         A LoRA adapter (folder or hub id) that is merged into the model. A folder with nothing but an adapter may also
         be given as `pretrained`.
+    quantization : {"4bit", "8bit"} or None
+        Quantise the weights on loading; needs the package bitsandbytes and a checkpoint in Hugging Face format. A
+        checkpoint that is stored quantised is loaded as it is.
 
     Returns
     -------
@@ -133,12 +150,14 @@ def load_model(
             model_name=name_of(str(pretrained), model_name),
             image_aspect=image_aspect,
             peft=folder,
+            quantization=quantization,
         )
     source = checked_source(pretrained)
     if image_aspect is not None and image_aspect not in IMAGE_ASPECTS:
         raise VisualHeadsError(f"image_aspect must be pad or crop; got {image_aspect!r}. Choose one, or leave it out.")
     stored = stored_config(source, revision)
     if is_original(stored):
+        refuse_quantized_original(source, stored, quantization)
         where = _device(device)
         wanted = _dtype(dtype, where)
         base_name = None if model_base is None else str(model_base)
@@ -158,6 +177,7 @@ def load_model(
         )
     where = _device(device)
     wanted = _dtype(dtype, where)
+    packed = quantization_settings(source, config.to_dict(), quantization, wanted, where, adapted=peft is not None)
     try:
         processor = _processor(source, config, revision, model_base)
         if image_aspect is not None:
@@ -166,23 +186,25 @@ def load_model(
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise VisualHeadsError(
             f"A checkpoint needs its processor and tokenizer files; those of {source} cannot be read "
-            f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from."
+            f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from, or give model_base=."
         ) from error
-    model = _weights(source, config, revision, wanted, where)
+    quantized = describe_quantization(config.to_dict(), quantization)
+    model = _weights(source, config, revision, wanted, where, quantization=packed)
     adapted = _adapted(model, peft)
     attach(model)
-    description = _describe(source, revision, model_name, model, processor) | adapted
+    description = _describe(source, revision, model_name, model, processor) | adapted | quantized
     if description["image_aspect"] == "crop":
         description["image_aspect_note"] = CROP_NOTE
     return VisualModel(name_of(str(pretrained), model_name), model, encoder, description)
 
 
 def _processor(source: str, config: Any, revision: str | None, model_base: str | Path | None) -> Any:
-    """The checkpoint's processor, or its base's where it has none."""
+    """The checkpoint's processor, or its base's where its folder lacks the processor or the tokenizer."""
     folder = Path(source)
-    names = ("processor_config.json", "preprocessor_config.json")
-    if model_base is not None and folder.is_dir() and not any((folder / name).is_file() for name in names):
-        return load_processor(checked_source(model_base), config, None)
+    if model_base is not None and folder.is_dir():
+        whole = all(any((folder / name).is_file() for name in names) for names in _PROCESSOR_FILES)
+        if not whole:
+            return load_processor(checked_source(model_base), config, None)
     return load_processor(source, config, revision)
 
 
@@ -310,10 +332,14 @@ def _weights(
     dtype: torch.dtype | str,
     device: torch.device,
     model_class: Any = None,
+    quantization: Any = None,
 ) -> PreTrainedModel:
     """The model in evaluation mode on `device`; every weight must come from the checkpoint."""
     model_class = model_class or MODEL_CLASSES[config.model_type]
-    placement = {"device_map": {"": device}} if device.type != "cpu" else {}
+    packed = quantization is not None or stored_quantization(config.to_dict()) is not None
+    placement: dict[str, Any] = {"device_map": {"": device}} if device.type != "cpu" or packed else {}
+    if quantization is not None:
+        placement["quantization_config"] = quantization
     try:
         model, report = model_class.from_pretrained(
             source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **placement
@@ -345,10 +371,11 @@ def _describe(
     source: str, revision: str | None, model_name: str | None, model: PreTrainedModel, processor: Any
 ) -> dict[str, Any]:
     text_config = model.config.get_text_config(decoder=True)
-    language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    counted = countable(model)
+    language = [*counted.model.language_model.parameters(), *counted.lm_head.parameters()]
     # rows of the embedding for the placeholder only (original format) are no parameters of the language model
-    embedding = model.get_input_embeddings().weight
-    extra = embedding[model.lm_head.weight.shape[0] :].numel()
+    embedding = counted.get_input_embeddings().weight
+    extra = embedding[counted.lm_head.weight.shape[0] :].numel()
     name = name_of(source, model_name)
     layers, heads = int(text_config.num_hidden_layers), int(text_config.num_attention_heads)
     return {

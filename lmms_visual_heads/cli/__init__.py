@@ -46,6 +46,7 @@ def _main(
 
 for _verb in _VERBS:
     app.command(_verb)(getattr(import_module(f"lmms_visual_heads.cli.{_verb}"), _verb))
+app.command("import-study")(import_module("lmms_visual_heads.cli.import_study").import_study)
 _zoo = import_module("lmms_visual_heads.cli.zoo").zoo_app
 _zoo.command("measure")(import_module("lmms_visual_heads.cli.zoo_measure").measure)
 app.add_typer(_zoo, name="zoo")

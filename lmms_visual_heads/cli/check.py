@@ -6,12 +6,30 @@ from typing import Annotated
 
 import typer
 
+NOTES = {
+    "quantization": "quantisation",
+    "heads_note": "layers x heads, note",
+    "image_aspect_note": "images that are not square",
+}
+"""What the model's description adds to the table of facts, where it has it."""
+
 
 def check(
     checkpoint: Annotated[str, typer.Argument(help="Folder or hub id.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or auto.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    conversation: Annotated[
+        str | None, typer.Option(help="Conversation template of an original checkpoint, such as v1.")
+    ] = None,
+    image_aspect: Annotated[
+        str | None, typer.Option(help="pad or crop: what happens to an image that is not square.")
+    ] = None,
+    model_base: Annotated[
+        str | None, typer.Option(help="Where weights, processor or tokenizer that CHECKPOINT lacks come from.")
+    ] = None,
+    peft: Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder or hub id.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, through bitsandbytes.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, capture on and off.")] = 7,
     output_format: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
 ) -> None:
@@ -22,6 +40,8 @@ def check(
         visual-heads check llava-hf/llava-1.5-7b-hf
 
         visual-heads check ./my-checkpoint --device cpu --dtype float32
+
+        visual-heads check llava-hf/llava-1.5-7b-hf --image-aspect pad --quantization 4bit
     """
     from lmms_visual_heads.errors import VisualHeadsError
 
@@ -31,7 +51,17 @@ def check(
     from lmms_visual_heads.capture.selfcheck import self_check
     from lmms_visual_heads.checkpoints.any_model import load_by_family
 
-    model = load_by_family(checkpoint, device=device, dtype=dtype, revision=revision)
+    model = load_by_family(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        conversation=conversation,
+        image_aspect=image_aspect,
+        model_base=model_base,
+        peft=peft,
+        quantization=quantization,
+    )
     result = self_check(model, repeats=repeats)
     if output_format == "json":
         import json
@@ -39,12 +69,12 @@ def check(
         findings = [{"proof": f.proof, "holds": f.holds, "detail": f.detail} for f in result.findings]
         typer.echo(json.dumps({"model": model.description, "findings": findings, "facts": result.facts}, indent=2))
     else:
-        _print_table(model.name, result.findings, result.facts)
+        _print_table(model.name, result.findings, result.facts, model.description)
     if not result.passed:
         raise typer.Exit(1)
 
 
-def _print_table(name: str, findings: tuple, facts: dict) -> None:
+def _print_table(name: str, findings: tuple, facts: dict, description: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -70,6 +100,9 @@ def _print_table(name: str, findings: tuple, facts: dict) -> None:
         f"{facts['cost_ratio_high']:.3f}), "
         f"{facts['repeats']} pairs of prefill + 2 tokens, {facts['seconds_capture_off']:.3f} s off",
     )
+    for name, words_for in NOTES.items():
+        if description.get(name):
+            measured.add_row(words_for, str(description[name]))
     console = Console()
     console.print(proofs)
     console.print(measured)

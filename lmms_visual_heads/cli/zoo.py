@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lmms_visual_heads.scenes.zoo.settings import Training
 
 zoo_app = typer.Typer(
-    help="The small LLaVA checkpoints that come with the package: train, ship, status.", no_args_is_help=True
+    help="The small LLaVA checkpoints that come with the package: train, ship, measure, status.", no_args_is_help=True
 )
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: the one in the package.")]

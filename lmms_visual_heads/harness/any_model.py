@@ -5,9 +5,10 @@ Same answers, tables and errors; regions are missing, because where a visual tok
 
 from __future__ import annotations
 
-from lmms_visual_heads.checkpoints.any_model import load_any_model
+from dataclasses import asdict
+
+from lmms_visual_heads.checkpoints.any_model import load_any_model, refuse_llava_settings
 from lmms_visual_heads.checkpoints.model import VisualModel
-from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import processes
 from lmms_visual_heads.harness.arguments import Arguments
 from lmms_visual_heads.harness.model import VisualHeadsLlava
@@ -20,16 +21,18 @@ class VisualHeadsHf(VisualHeadsLlava):
     Raises
     ------
     VisualHeadsError
-        As `VisualHeadsLlava`; for `conversation=`; and for families whose rows cannot be right (`load_any_model`).
+        As `VisualHeadsLlava`; for `conversation=`, `image_aspect=`, `model_base=` and `peft=`; and for families whose rows
+        cannot be right (`load_any_model`).
     """
 
     model_id = ANY_MODEL_ID
 
     def _load(self, asked: Arguments) -> VisualModel:
-        if asked.conversation is not None:
-            raise VisualHeadsError(
-                f"{self.model_id} takes the prompt from the checkpoint's chat template; conversation= came. Leave it out."
-            )
+        refuse_llava_settings(asdict(asked))
         return load_any_model(
-            asked.pretrained, device=asked.device or processes.device(), dtype=asked.dtype, revision=asked.revision
+            asked.pretrained,
+            device=asked.device or processes.device(),
+            dtype=asked.dtype,
+            revision=asked.revision,
+            quantization=asked.quantization,
         )

@@ -32,6 +32,7 @@ class Arguments:
     image_aspect: str | None = None
     model_base: str | None = None
     peft: str | None = None
+    quantization: str | None = None
     heads: str = "heads"
     query: str = DEFAULT_QUERY
     capture_tasks: str = "+".join(PROBE_TASKS)

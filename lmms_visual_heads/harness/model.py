@@ -72,8 +72,8 @@ class VisualHeadsLlava(lmms):
         Folder or hub id.
     model_name, revision, dtype, device, conversation : str, optional
         Name in the tables; hub revision; "float32", "bfloat16" or "float16"; "cpu", "cuda", "cuda:1".
-    image_aspect, model_base, peft : str, optional
-        As for `load_model`: "pad" or "crop"; base of a folder that is not whole; LoRA adapter.
+    image_aspect, model_base, peft, quantization : str, optional
+        As for `load_model`: "pad" or "crop"; base of a folder that is not whole; LoRA adapter; "4bit" or "8bit".
     heads : str
         Folder for the tables, default "heads".
     query : str
@@ -119,6 +119,7 @@ class VisualHeadsLlava(lmms):
             image_aspect=asked.image_aspect,
             model_base=asked.model_base,
             peft=asked.peft,
+            quantization=asked.quantization,
         )
 
     @classmethod
