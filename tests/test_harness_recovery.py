@@ -122,7 +122,7 @@ def start(checkpoint: Path, heads: Path, deadly: int = 0, processes: int = 1) ->
         str(heads),
         str(deadly),
     ]
-    return subprocess.run(words, env=environment, cwd=heads.parent, capture_output=True, text=True, timeout=240)
+    return subprocess.run(words, env=environment, cwd=heads.parent, capture_output=True, text=True, timeout=600)
 
 
 def test_kill_minus_nine_costs_the_last_chunk_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
