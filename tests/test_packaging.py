@@ -109,3 +109,12 @@ def test_a_tokenizer_model_only_tokenizer_loads(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = "how many cats are there"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids).strip() == text
+
+
+def test_files_that_the_readme_shows_are_in_the_repository() -> None:
+    shown = re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / "README.md").read_text())
+    assert "reports/demo/report.png" in shown
+    tracked = subprocess.run(["git", "ls-files", *shown], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("needs a git checkout to know which files belong to the project")
+    assert set(tracked.stdout.split()) == set(shown)
