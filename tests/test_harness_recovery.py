@@ -17,6 +17,7 @@ import torch
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.model import VisualHeadsLlava
+from lmms_visual_heads.harness.recording import Document, RunRecorder
 from lmms_visual_heads.tables import journal
 from tests.lmms_tasks import InlineTask, answers, choices_task, picture, questions, run
 
@@ -84,6 +85,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from lmms_visual_heads.harness.model import VisualHeadsLlava
+from lmms_visual_heads.harness.recording import Document, RunRecorder
 from lmms_visual_heads.tables import journal
 from tests.lmms_tasks import InlineTask, choices_task, questions, run
 
@@ -290,3 +292,30 @@ def test_a_document_that_does_not_fit_alone_ends_the_run_by_name(tiny: Tiny, tmp
     full.visual_model.generate = generate  # type: ignore[method-assign]
     with pytest.raises(VisualHeadsError, match=r"document 0 of task t does not. .*smaller dtype"):
         run(full, [InlineTask("t", questions(1))])
+
+
+def test_rows_are_still_read_when_only_another_request_about_the_document_was_kept(tmp_path: Path) -> None:
+    """Killed between the answer to a repeat, which reads no rows, and the first request, which does."""
+
+    def recorder() -> RunRecorder:
+        return RunRecorder(tmp_path, "m", "last_prompt", {"layers": 1, "heads": 1})
+
+    document = Document.of(
+        {}, task="t", doc_id=0, images=[picture(1)], context="How many?", wanted=True, padding_only=False
+    )
+    before = recorder()
+    before.add(
+        document,
+        "0.1.repeat",
+        {"text": "2"},
+        answer={"n_answer_tokens": 1, "answer_token_index": 0},
+        heads=None,
+        tokens={"n_prompt_tokens": 9, "n_visual_tokens": 4, "n_patch_tokens": 4},
+    )
+    with pytest.raises(KeyboardInterrupt), before.kept_on_failure():
+        raise KeyboardInterrupt
+    after = recorder()
+    assert after.recall(document, "0.1.repeat") == {"text": "2"}
+    assert after.recall(document, "0.0.first") is None
+    assert after.wants_rows(document)
+    assert not after.wants_rows(document)

@@ -36,9 +36,3 @@ def requested_documents() -> set[tuple[str, int]] | None:
         for request in kind
         if not request.metadata.get("__padding_only__")
     }
-
-
-def response_cache_in_use() -> bool:
-    """Whether `--use_cache` is on in the running evaluation."""
-    local = _caller_locals("evaluate", "lmms_eval.evaluator")
-    return local is not None and local.get("response_cache") is not None

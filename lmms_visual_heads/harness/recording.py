@@ -129,7 +129,7 @@ class RunRecorder:
         self._recalled: dict[tuple[str, int, str], dict[str, Any]] = {
             (one["task"], one["doc_id"], one["request"]): one for one in self._journal.responses()
         }
-        self._with_rows = {(one["task"], one["doc_id"]) for one in self._recalled.values() if one["captured"]}
+        self._with_rows = {(one["task"], one["doc_id"]) for one in self._recalled.values() if one["has_rows"]}
         if self._recalled and processes.rank() == 0:
             documents = len({key[:2] for key in self._recalled})
             self.say(
@@ -214,7 +214,7 @@ class RunRecorder:
                 "doc_id": document.doc_id,
                 "request": request,
                 "digest": document.digest.hex(),
-                "captured": document.captured,
+                "has_rows": heads is not None,
                 "response": dict(response),
             }
         )
