@@ -1,225 +1,280 @@
-"""What reading the heads costs: `generate` with capture off, with ours, and with eager full maps, side by side.
+"""What reading the heads costs: generation with capture off, ours, eager full maps, and hooks that recompute the row.
 
-Random weights, no lmms-eval, no checkpoint. Runs are interleaved; figures are medians over the repeats with their middle half,
-ratios are of runs that stood next to each other. Absolute seconds mean something on a GPU only. Writes table.csv and README.md.
+Random weights, no lmms-eval, no checkpoint. Writes table.csv, picture.svg and README.md under reports/capture_cost/.
 
-    python benchmarks/capture_cost.py                                                       # small, on the CPU, a few minutes
-    python benchmarks/capture_cost.py --shape llava-1.5-7b --device cuda --dtype bfloat16 --out reports/capture_cost_gpu
+    python benchmarks/capture_cost.py                                   # small models on the CPU, about seven minutes on two cores
+    python benchmarks/capture_cost.py --suite gpu --device cuda         # the real shapes of four models in bfloat16
+    python benchmarks/capture_cost.py --quick                           # a minute, to see that it runs
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+import tempfile
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import pandas as pd
-import torch
-import transformers
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from lmms_visual_heads.capture.attention import attach
-from lmms_visual_heads.capture.generation import generate_with_rows
-from lmms_visual_heads.statistics.heads import head_statistics
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from measuring import (  # noqa: E402
+    Target,
+    Way,
+    available_bytes,
+    grouped_bars,
+    interleaved,
+    middle_half,
+    peak_tensor_bytes,
+    ratio_interval,
+    seconds_of,
+    write_page,
+)  # fmt: skip
+from models import SHAPES, TOKENS_PER_IMAGE, build, inputs, weight_bytes  # noqa: E402
+from ways import EXPLAINED, Stopwatch, ways  # noqa: E402
 
-TOKENS_PER_IMAGE = 576
-N_TEXT_TOKENS = 60
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a language model and its vision tower."""
-
-    layers: int
-    hidden: int
-    heads: int
-    key_value_heads: int
-    feed_forward: int
-    vocabulary: int
-    tower: tuple[int, int]
-
-
-SHAPES = {
-    "small": Shape(8, 512, 8, 8, 1376, 1000, (64, 2)),
-    "llava-1.5-7b": Shape(32, 4096, 32, 32, 11008, 32064, (1024, 24)),
-    "llava-1.5-13b": Shape(40, 5120, 40, 40, 13824, 32064, (1024, 24)),
-    "llava-1.6-mistral-7b": Shape(32, 4096, 32, 8, 14336, 32064, (1024, 24)),
-    "llava-1.6-vicuna-13b": Shape(40, 5120, 40, 40, 13824, 32064, (1024, 24)),
-}
+KIB = 1024
+PRINTED = ("visual_tokens", "batch", "new_tokens", "method", "seconds", "ratio", "own_percent")
+SHOWN = (
+    "visual_tokens", "batch", "new_tokens", "shape", "method", "seconds", "ratio", "ratio_low", "ratio_high", "own_percent",
+    "peak_mib", "peak_ratio", "same_answer", "note",
+)  # fmt: skip
 
 
-def build(shape: Shape, device: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    """A LLaVA with random weights; 24 x 24 patches an image."""
-    torch.manual_seed(0)
-    width, depth = shape.tower
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=max(1, width // 64),
-            image_size=336, patch_size=14, projection_dim=width,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads,
-            max_position_embeddings=8192,
-        ),
-        image_token_index=shape.vocabulary - 1, vision_feature_layer=-1,
-    )  # fmt: skip
-    with torch.device(device):
-        model = LlavaForConditionalGeneration(config).to(dtype)
-    model.generation_config.eos_token_id = None
-    return model.eval()
+def measured_cell(
+    model: Any, shape: str, n_images: int, batch: int, new_tokens: int, repeats: int, names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Rows of one cell of the grid, one per method."""
+    given = inputs(model, n_images, batch)
+    length = given["input_ids"].shape[1]
+    facts = {"shape": shape, "visual_tokens": n_images * TOKENS_PER_IMAGE, "batch": batch, "new_tokens": new_tokens}
+    if new_tokens == 1 and "ours" in names:
+        names = (*names[:2], "ours, own step", *names[2:])
+    needed = SHAPES[shape].map_bytes(batch, length, model.dtype.itemsize) if "eager" in names else 0
+    available = available_bytes()
+    skipped = needed > 0.8 * available
+    here: dict[str, Way] = ways(model, given, new_tokens, tuple(n for n in names if n != "eager" or not skipped))
+    first: dict[str, Any] = {}
+    peaks: dict[str, int] = {}
+    for name, way in here.items():
+        way.prepare()
+        first[name] = way.run()  # warm-up, and what is compared
+        peaks[name] = peak_tensor_bytes(way)
+    seconds = interleaved(here, repeats)
+    own: list[float] = []
+    own_share: list[float] = []
+    for _ in range(min(repeats, 5)):
+        with Stopwatch() as watch:
+            took, _ = seconds_of(here["ours"])
+        own.append(watch.total)
+        own_share.append(watch.total / took)
+    rows = []
+    for name in here:
+        ratio, low, high = ratio_interval(seconds[name], seconds["off"])
+        quarter, three_quarters = middle_half(seconds[name])
+        tokens, read = first[name]
+        note = ""
+        if read is not None and name not in ("ours", "ours, own step") and model.dtype == torch.float32:
+            off_by = float((read - first["ours"][1]).abs().max())
+            note = f"rows as ours within {off_by:.0e}"
+        rows.append(
+            {
+                **facts,
+                "method": name,
+                "seconds": median(seconds[name]),
+                "seconds_low": quarter,
+                "seconds_high": three_quarters,
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+                "own_percent": 100 * median(own_share) if name == "ours" else float("nan"),
+                "own_ms": 1000 * median(own) if name == "ours" else float("nan"),
+                "peak_mib": peaks[name] / 2**20,
+                "peak_ratio": peaks[name] / peaks["off"],
+                "whole_peak_ratio": (peaks[name] + weight_bytes(model)) / (peaks["off"] + weight_bytes(model)),
+                "same_answer": "yes" if torch.equal(tokens, first["off"][0]) else "no",
+                "note": note,
+                "repeats": repeats,
+            }
+        )
+    if skipped:
+        note = f"not run: its maps need {needed / 2**30:.1f} GiB, {available / 2**30:.1f} are free"
+        rows.append({**facts, "method": "eager", "note": note, "same_answer": "–", "repeats": 0})
+    for row in rows:
+        print({name: row.get(name) for name in PRINTED}, flush=True)
+    return rows
 
 
-def inputs(model: LlavaForConditionalGeneration, n_images: int, batch: int) -> dict[str, torch.Tensor]:
-    """Prompts with `n_images` images each; every image is 576 visual tokens, so five make the 2,880 of a full anyres prompt."""
-    generator = torch.Generator().manual_seed(1)
-    image_token = model.config.image_token_id
-    text = torch.randint(3, image_token - 1, (batch, N_TEXT_TOKENS), generator=generator)
-    visual = torch.full((batch, n_images * TOKENS_PER_IMAGE), image_token)
-    ids = torch.cat([text[:, :10], visual, text[:, 10:]], dim=1).to(model.device)
-    pixels = torch.randn(batch * n_images, 3, 336, 336, generator=generator).to(model.device, model.dtype)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-
-
-def methods(
-    model: LlavaForConditionalGeneration, given: dict[str, torch.Tensor], new_tokens: int
-) -> dict[str, Callable[[], Any]]:
-    """The three ways, as functions without arguments; `ours` reads the rows of the first generated token and their statistics."""
-    settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-    visual = (given["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
-
-    def off() -> Any:
-        return generate_with_rows(model, given, None, settings).tokens
-
-    def ours() -> Any:
-        captured = generate_with_rows(model, given, "first_generated", settings)
-        assert captured.rows is not None
-        for one in range(captured.rows.shape[1]):
-            numbers = head_statistics(captured.rows[:, one], visual, visual, torch.tensor([0]))
-            torch.stack(list(numbers.values())).cpu()
-        return captured.tokens
-
-    def eager() -> Any:
-        model.set_attn_implementation({"text_config": "eager"})
-        try:
-            output = model.generate(**given, **settings, output_attentions=True, return_dict_in_generate=True)
-            _ = [layer[:, :, -1].float() for layer in output.attentions[min(1, new_tokens - 1)]]
-            return output.sequences[:, given["input_ids"].shape[1] :]
-        finally:
-            attach(model)
-
-    return {"off": off, "ours": ours, "eager": eager}
-
-
-def timed(run: Callable[[], Any], device: str) -> tuple[float, float, Any]:
-    """Seconds, peak GPU memory beside the model in MiB (NaN on a CPU), and what the run returned."""
-    before = 0
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    start = time.perf_counter()
-    with torch.inference_mode():
-        result = run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20, result
-    return time.perf_counter() - start, float("nan"), result
+def shape_of(arguments: argparse.Namespace, n_images: int, batch: int, new_tokens: int) -> str:
+    """The shape that a cell runs on: the one that was asked for, or the largest of ours that lets the grid end in minutes."""
+    if arguments.quick:
+        return "tiny"
+    if arguments.shape:
+        return str(arguments.shape[0])
+    level = 0 if batch == 1 else 1 if n_images == 1 else 2
+    level += int(new_tokens >= 64 and n_images * batch > 1)
+    return ("small", "wide", "narrow", "narrow")[level]
 
 
 def measure(arguments: argparse.Namespace) -> pd.DataFrame:
-    """One row per (visual tokens, batch, new tokens, method)."""
-    model = build(SHAPES[arguments.shape], arguments.device, getattr(torch, arguments.dtype))
-    attach(model)
-    rows = []
-    for n_images in arguments.images:
-        for batch in arguments.batch:
-            given = inputs(model, n_images, batch)
-            ways = methods(model, given, arguments.new_tokens)
-            if arguments.no_eager:
-                del ways["eager"]
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            peaks: dict[str, list[float]] = {name: [] for name in ways}
-            answers = {name: timed(run, arguments.device)[2] for name, run in ways.items()}  # warm-up
-            for _ in range(arguments.repeats):
-                for name, run in ways.items():
-                    took, peak, _ = timed(run, arguments.device)
-                    seconds[name].append(took)
-                    peaks[name].append(peak)
-            for name in ways:
-                ratios = pd.Series(seconds[name]) / pd.Series(seconds["off"])
-                rows.append(
-                    {
-                        "shape": arguments.shape,
-                        "visual_tokens": n_images * TOKENS_PER_IMAGE,
-                        "batch": batch,
-                        "new_tokens": arguments.new_tokens,
-                        "method": name,
-                        "seconds": pd.Series(seconds[name]).median(),
-                        "ratio": ratios.median(),
-                        "ratio_low": ratios.quantile(0.25),
-                        "ratio_high": ratios.quantile(0.75),
-                        "peak_mib": pd.Series(peaks[name]).median(),
-                        "same_answer": bool(torch.equal(answers[name], answers["off"])),
-                        "repeats": arguments.repeats,
-                    }
-                )
-                print(rows[-1], flush=True)
+    """The whole grid."""
+    rows: list[dict[str, Any]] = []
+    models: dict[str, Any] = {}
+    for batch, n_images, new_tokens in product(arguments.batch, arguments.images, arguments.new_tokens):
+        shape = shape_of(arguments, n_images, batch, new_tokens)
+        if shape not in models:
+            models[shape] = build(SHAPES[shape], arguments.device, getattr(torch, arguments.dtype))
+        names = tuple(arguments.methods)
+        rows += measured_cell(models[shape], shape, n_images, batch, new_tokens, arguments.repeats, names)
     return pd.DataFrame(rows)
 
 
-def write(table: pd.DataFrame, arguments: argparse.Namespace) -> None:
-    """table.csv and README.md in the output folder."""
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(out / "table.csv", index=False)
-    on_gpu = arguments.device.startswith("cuda")
-    machine = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
-    lines = [
-        "# What reading the heads costs",
-        "",
-        f"Machine: {machine}; torch {torch.__version__}, transformers {transformers.__version__}.",
-        f"Shape `{arguments.shape}`, {arguments.dtype}, random weights. Interleaved runs, medians of {arguments.repeats},",
-        "middle half in brackets.",
-        "`off`: SDPA, no rows. `ours`: the row of the first generated token and its statistics. `eager`: full attention maps by",
-        "`output_attentions=True`, as tools that capture attention do it.",
-        "",
-        "| visual tokens | batch | new tokens | method | time against off | same answer |"
-        + (" peak MiB |" if on_gpu else ""),
-        "|---|---|---|---|---|---|" + ("---|" if on_gpu else ""),
+def bytes_per_document(heads: int = 32, layers: int = 32, documents: int = 64) -> dict[str, float]:
+    """Bytes on disk per document, written by the project's own writer from statistics of drawn attention rows."""
+    from lmms_visual_heads.statistics.heads import head_statistics
+    from lmms_visual_heads.tables.writing import HeadTableWriter
+
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    model = {"name": "drawn rows", "layers": layers, "heads": heads}
+    tasks = {"vhead_super": {"fingerprint": "0" * 32, "n_documents": documents}}
+    metadata = {"model": model, "query": "first_generated", "tasks": tasks}
+    for kind, n_patches, n_visual in (("one view", 576, 576), ("anyres", 2880, 2928)):
+        with tempfile.TemporaryDirectory() as folder:
+            writer = HeadTableWriter(Path(folder) / "a.heads.parquet")
+            visual = torch.arange(5, 5 + n_visual)
+            patches = visual[:n_patches]
+            region = torch.arange(n_patches) % 7 == 0
+            base = patches[:576] if kind == "anyres" else None
+            for document in range(documents):
+                scores = torch.randn(layers, heads, n_visual + 60, generator=generator) * 3
+                numbers = head_statistics(scores.softmax(-1), visual, patches, torch.tensor([0]), region, base)
+                share = float(numbers.pop("region_share")[0, 0])
+                grids = {name: grid.numpy() for name, grid in numbers.items()}
+                writer.add(
+                    "vhead_super", document, grids, n_visual_tokens=n_visual, n_patch_tokens=n_patches,
+                    n_prompt_tokens=n_visual + 60, item_id=f"scene-{document:04d}", region_share=share,
+                )  # fmt: skip
+            found[kind] = writer.close(metadata).stat().st_size / documents
+    return found
+
+
+def targets(frame: pd.DataFrame, disk: dict[str, float]) -> list[Target]:
+    """What was asked of the capture, and what was found; the worst cell decides."""
+    ran = frame[frame["repeats"] > 0]
+    ours, eager = ran[ran["method"] == "ours"], ran[ran["method"] == "eager"]
+    same = int((ours["same_answer"] == "yes").sum())
+    share, ratio = ours["own_percent"].max(), ours["ratio_low"].max()
+    found = [
+        Target("own time at most 1 % of generation (timed directly), worst cell", f"{share:.2f} %", bool(share <= 1)),
+        Target(
+            "1.03 inside or above the 95 % interval of the time against off, worst cell",
+            f"largest lower end {ratio:.3f}, medians {ours['ratio'].min():.3f} to {ours['ratio'].max():.3f}",
+            bool(ratio <= 1.03),
+        ),
+        Target(
+            "peak memory at most 1.05 times (tensors beside the weights), worst cell",
+            f"{ours['peak_ratio'].max():.3f} (with the weights {ours['whole_peak_ratio'].max():.3f})",
+            bool(ours["peak_ratio"].max() <= 1.05),
+        ),
+        Target(
+            "answers with capture on equal those with capture off", f"{same} of {len(ours)} cells", same == len(ours)
+        ),
     ]
-    for row in table.to_dict("records"):
-        memory = f" {row['peak_mib']:.0f} |" if on_gpu else ""
-        lines.append(
-            f"| {row['visual_tokens']} | {row['batch']} | {row['new_tokens']} | {row['method']} | {row['ratio']:.3f} "
-            f"[{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] | {'yes' if row['same_answer'] else 'no'} |{memory}"
+    keys = ["visual_tokens", "batch", "new_tokens"]
+    both = eager.merge(ours, on=keys, suffixes=("_eager", "_ours"))
+    long = both[(both["visual_tokens"] >= 2880) & (both["new_tokens"] <= 8)]
+    slower = (long["seconds_eager"] / long["seconds_ours"]).min() if len(long) else float("nan")
+    found.append(
+        Target(
+            "eager at 2,880 tokens at least 3 times slower than ours (up to 8 new tokens), worst cell",
+            f"{slower:.2f} times" if len(long) else "no such cell",
+            bool(slower >= 3) if len(long) else None,
         )
-    command = (
-        f"python benchmarks/capture_cost.py --shape {arguments.shape} --device {arguments.device} --dtype {arguments.dtype} "
-        f"--images {' '.join(map(str, arguments.images))} --batch {' '.join(map(str, arguments.batch))} "
-        f"--new-tokens {arguments.new_tokens} --repeats {arguments.repeats} --out {arguments.out}"
     )
-    (out / "README.md").write_text("\n".join([*lines, "", f"Remake: `{command}`", ""]))
+    for kind, limit in (("one view", 20), ("anyres", 28)):
+        size = disk[kind] / KIB
+        wanted = f"at most {limit} KiB a document on disk, 32 x 32 heads, {kind}"
+        found.append(Target(wanted, f"{size:.1f} KiB", bool(size <= limit)))
+    return found
+
+
+def draw(frame: pd.DataFrame, figure: Any) -> None:
+    """Time against off, one panel per number of visual tokens."""
+    ran = frame[(frame["repeats"] > 0) & ~frame["method"].isin(["off", "ours, own step"])].copy()
+    ran["cell"] = "batch " + ran["batch"].astype(str) + ", " + ran["new_tokens"].astype(str) + " new"
+    panels = sorted(ran["visual_tokens"].unique())
+    for place, axes in zip(panels, np.atleast_1d(figure.subplots(1, len(panels))), strict=True):
+        part = ran[ran["visual_tokens"] == place]
+        grouped_bars(axes, part, "cell", "method", "ratio", "ratio_low", "ratio_high")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel("time against plain generation")
+        axes.set_title(f"{place:,} visual tokens", fontsize=10)
 
 
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--suite", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="one for all cells; gpu: which of the four")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cpu: float32; gpu: bfloat16")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5], help="images of 576 visual tokens per prompt")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--new-tokens", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--no-eager", action="store_true")
-    parser.add_argument("--out", default="reports/capture_cost")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--new-tokens", type=int, nargs="+", default=[1, 2, 8, 128])
+    parser.add_argument("--methods", nargs="+", default=["off", "ours", "hooks", "eager"])
+    parser.add_argument("--repeats", type=int, help="default 7 (gpu: 15)")
+    parser.add_argument("--quick", action="store_true", help="tiny models, few repeats: to see that it runs")
+    parser.add_argument("--out", default=None, help="default reports/capture_cost/<suite>")
     arguments = parser.parse_args()
-    write(measure(arguments), arguments)
+    out = Path(arguments.out or ROOT / "reports" / "capture_cost" / arguments.suite)
+    if arguments.suite == "gpu":
+        from real_shapes import run_suite
+
+        run_suite(arguments, out)
+        return
+    arguments.repeats = arguments.repeats or 7
+    arguments.dtype = arguments.dtype or "float32"
+    if arguments.quick:
+        arguments.images, arguments.batch, arguments.new_tokens = [1], [1, 2], [1, 2]
+    frame = measure(arguments)
+    disk = bytes_per_document(documents=8 if arguments.quick else 64)
+    methods = " · ".join(f"`{name}`: {text}" for name, text in EXPLAINED.items())
+    write_page(
+        out,
+        "What reading the heads costs (small random models)",
+        [
+            f"Random weights, {arguments.dtype}, shapes {_sizes(list(dict.fromkeys(frame['shape'])))}; "
+            "long prompts and large batches run on smaller shapes, so that eager maps fit and the grid ends in minutes. "
+            "Absolute seconds say nothing about a real model; ratios do.",
+            f"Runs interleaved, medians of {arguments.repeats}; `ratio` is time against `off` with the 95 % bootstrap "
+            "interval of the median "
+            "of paired ratios. `own percent`: time inside the capture's own functions (rows, stacking, statistics "
+            "and their way to the host), "
+            "measured directly, as a share of generation. `peak MiB`: the largest number of bytes that tensors held "
+            "at once beside the weights, "
+            "added up from every allocation and release in torch's profiler, in a run that is not timed.",
+            methods + ".",
+            "Bytes a document on disk (32 x 32 heads, drawn rows through `HeadTableWriter`): "
+            f"{disk['one view'] / KIB:.1f} KiB with one view, "
+            f"{disk['anyres'] / KIB:.1f} KiB with anyres tiles.",
+        ],
+        frame.assign(disk_bytes_one_view=disk["one view"], disk_bytes_anyres=disk["anyres"]),
+        SHOWN,
+        targets(frame, disk),
+        draw,
+    )  # fmt: skip
+
+
+def _sizes(names: list[str]) -> str:
+    parts = [f"`{n}` ({SHAPES[n].layers} layers x {SHAPES[n].heads} heads, {SHAPES[n].hidden} wide)" for n in names]
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -103,3 +103,25 @@ def test_stack_pads_a_windows_row_on_the_left_and_cuts_a_tail() -> None:
     assert rows.shape == (3, 1, 2, 5)
     assert rows[0, 0, 0].tolist() == [0, 0, 1, 1, 1]
     assert rows[2, 0, 0].tolist() == [1, 1, 1, 1, 1]
+
+
+def test_stack_of_whole_rows_equals_the_plain_stack() -> None:
+    torch.manual_seed(0)
+    attentions = [torch.rand(2, 3, 1, 7) for _ in range(4)]
+    rows = stack_rows(attentions, 7)
+    assert torch.equal(rows, torch.stack([attention[:, :, 0] for attention in attentions]))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: half precision goes into the product as it is there"
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("key_heads", [8, 32])
+def test_rows_on_a_gpu_are_float32_exact_for_half_inputs(dtype: torch.dtype, key_heads: int) -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 32, 1, 128).to(dtype), torch.randn(2, key_heads, 3000, 128).to(dtype)
+    expected = slow_row(query, key, torch.ones(2, 3000, dtype=torch.bool), 128**-0.5)
+    with torch.inference_mode():
+        row = last_query_row(query.cuda(), key.cuda(), None, None).cpu()
+    assert row.dtype == torch.float32
+    torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=1e-5)

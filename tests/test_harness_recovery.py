@@ -251,9 +251,9 @@ def test_rows_are_read_once_for_several_choices(tiny: Tiny, tmp_path: Path) -> N
     whole = scorer.visual_model.score
     queries: list[Any] = []
 
-    def score(encoded: Any, continuation: str, *, query: Any) -> Any:
+    def score(encoded: Any, continuation: str, *, query: Any, **more: Any) -> Any:
         queries.append(query)
-        return whole(encoded, continuation, query=query)
+        return whole(encoded, continuation, query=query, **more)
 
     scorer.visual_model.score = score  # type: ignore[method-assign]
     run(scorer, [choices_task("c", 2)])

@@ -202,3 +202,20 @@ def test_no_visual_tokens() -> None:
     assert float(found["image_attention"]) == 0
     assert math.isnan(float(found["concentration"]))
     assert math.isnan(float(found["region_share"]))
+
+
+def test_rows_of_one_document_out_of_a_batch() -> None:
+    """A view with gaps gives what its copy gives, and patches with gaps what a permutation without gaps gives."""
+    torch.manual_seed(0)
+    batch = torch.rand(3, 4, 5, 40).softmax(-1)
+    patches = torch.arange(3, 33)
+    for document in range(4):
+        view = head_statistics(batch[:, document], patches, patches, FIRST)
+        copy = head_statistics(batch[:, document].clone(), patches, patches, FIRST)
+        assert all(torch.equal(view[name].nan_to_num(), copy[name].nan_to_num()) for name in HEAD_STATISTICS)
+    order = torch.cat([torch.tensor([0]), torch.arange(1, 40, 2), torch.arange(2, 40, 2)])
+    scattered = torch.arange(1, 40, 2)
+    gaps = head_statistics(batch[:, 0], scattered, scattered, FIRST)
+    close = head_statistics(batch[:, 0][..., order], torch.arange(1, 21), torch.arange(1, 21), FIRST)
+    for name in HEAD_STATISTICS:
+        torch.testing.assert_close(gaps[name], close[name], equal_nan=True, atol=1e-6, rtol=0)

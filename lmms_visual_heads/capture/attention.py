@@ -7,7 +7,7 @@ Units: probability mass 0..1 in float32. Shapes: B batch, H query heads, K key p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from transformers.masking_utils import sdpa_mask
 
 from lmms_visual_heads.errors import VisualHeadsError
 
+if TYPE_CHECKING:
+    from lmms_visual_heads.capture.cut import VisualCut
+
 # transformers looks for the substrings "sdpa", "flash" and "flex_attention" in names: ours must hold none of them.
 ATTENTION_NAME = "visual_heads"
 
@@ -25,6 +28,9 @@ _UNSUPPORTED = {
     "s_aux": "learned attention sinks",
     "position_bias": "an additive position bias",
 }
+
+_HALF = (torch.bfloat16, torch.float16)
+_PRODUCTS_IN_FLOAT32 = torch.version.cuda is not None and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 def last_query_row(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -49,13 +55,23 @@ def last_query_row(query: Tensor, key: Tensor, attention_mask: Tensor | None, sc
     if attention_mask is None and n_queries > 1 and n_keys > n_queries:
         # Prefill into a preallocated cache: SDPA drops the unwritten tail in the same way.
         key = key[:, :, :n_queries]
-    last = query[:, :, -1].reshape(batch, n_key_heads, n_heads // n_key_heads, width).float()
-    scores = torch.matmul(last, key.float().transpose(-1, -2)) * (width**-0.5 if scaling is None else scaling)
+    last = query[:, :, -1].reshape(batch * n_key_heads, n_heads // n_key_heads, width)
+    scores = _float32_product(last, key.flatten(0, 1)).mul_(width**-0.5 if scaling is None else scaling)
     scores = scores.view(batch, n_heads, 1, key.shape[2])
     if attention_mask is not None:
         mask = attention_mask[:, :, -1:]
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
     return scores.softmax(-1)
+
+
+def _float32_product(query: Tensor, key: Tensor) -> Tensor:
+    """[N, G, D] and [N, K, D] -> [N, G, K] in float32, products and sums too, whatever the inputs' dtype.
+
+    On CUDA, half precision goes into the product as it is: no float32 copy of the keys is made.
+    """
+    if key.is_cuda and key.dtype in _HALF and _PRODUCTS_IN_FLOAT32 and not torch.is_grad_enabled():
+        return torch.bmm(query, key.mT, out_dtype=torch.float32)
+    return torch.bmm(query.float(), key.float().mT)
 
 
 def visual_heads_attention(
@@ -65,10 +81,16 @@ def visual_heads_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     output_attentions: bool = False,
+    visual_cut: VisualCut | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None)."""
+    """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None).
+
+    Heads of `visual_cut` do not see the visual tokens; a layer without such heads runs as if there were no cut.
+    """
     row = None
+    if visual_cut is not None and visual_cut.cuts_layer(int(module.layer_idx)):  # type: ignore[arg-type]
+        attention_mask = visual_cut.mask(int(module.layer_idx), query, key, attention_mask)  # type: ignore[arg-type]
     if output_attentions:
         for name, what in _UNSUPPORTED.items():
             if kwargs.get(name) is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from lmms_visual_heads.capture.forced import forced_generation
 from lmms_visual_heads.capture.layers import attention_layers
@@ -63,7 +63,11 @@ def check_query(query: str | None) -> None:
 
 @torch.inference_mode()
 def generate_with_rows(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], query: str | None, settings: Mapping[str, Any]
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    query: str | None,
+    settings: Mapping[str, Any],
+    cache: Cache | None = None,
 ) -> CapturedGeneration:
     """Run `model.generate(**inputs, **settings)` and read the rows of `query`.
 
@@ -77,6 +81,9 @@ def generate_with_rows(
         None reads no rows.
     settings : mapping
         Keyword arguments of `generate`.
+    cache : Cache or None
+        A branch of a prefix (`capture.prefix`) that these prompts begin with: `inputs` then holds the whole prompts, but no
+        pixels, and `prefix.can_reuse_prefix` holds for the settings. It is used up.
 
     Raises
     ------
@@ -85,13 +92,15 @@ def generate_with_rows(
     """
     check_query(query)
     length = inputs["input_ids"].shape[1]
-    if _needs_passes_of_our_own(model, settings):
+    if needs_passes_of_our_own(model, settings):
         return _generate_then_read(model, inputs, query, settings)
     row_pass = {None: None, "last_prompt": 0, "first_generated": 1}[query]
     wanted = dict(settings)
     one_token = settings.get("max_new_tokens") == 1 and not settings.get("do_sample")
     if query == "first_generated" and one_token and not steps_from_cache(model):
         wanted["max_new_tokens"] = 2  # the second token is dropped; its step gives the rows
+    if cache is not None:
+        wanted["past_key_values"] = cache
     with ForwardReader(model, row_pass) as reader:
         output = model.generate(**inputs, **wanted, return_dict_in_generate=True)
     if not reader.first_logits:
@@ -100,19 +109,19 @@ def generate_with_rows(
             f"{type(model).__name__} calls another model's. Run it with lmms-eval's own wrapper."
         )
     tokens = output.sequences[:, length:][:, : settings.get("max_new_tokens")]
-    cache = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
-    del output  # it holds the cache of the whole answer
+    kept = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
+    del output, cache  # it holds the cache of the whole answer
     second_logits = reader.first_logits[1] if len(reader.first_logits) > 1 else None
     attentions = reader.attentions
     if query == "first_generated" and reader.n_passes == 1:
-        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], cache, settings, read_rows=True)
+        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], kept, settings, read_rows=True)
     rows = rows_of_pass(model, attentions, length, query)
     return CapturedGeneration(
         tokens, rows, reader.first_logits[0], second_logits, reader.token_log_probabilities(tokens)
     )
 
 
-def _needs_passes_of_our_own(model: PreTrainedModel, settings: Mapping[str, Any]) -> bool:
+def needs_passes_of_our_own(model: PreTrainedModel, settings: Mapping[str, Any]) -> bool:
     """Whether `generate` will not run one prefill and then one step per token of each answer."""
     for name in ("num_beams", "num_return_sequences"):
         wanted = settings.get(name, getattr(model.generation_config, name, None))

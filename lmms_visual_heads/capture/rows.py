@@ -14,7 +14,12 @@ def stack_rows(attentions: Sequence[Tensor], length: int) -> Tensor:
     A sliding-window cache returns only the newest k < `length` keys (weight 0 on the older ones); a preallocated
     cache returns k > `length` (weight 0 on its unwritten tail).
     """
-    device = attentions[0].device
+    first = attentions[0]
+    device = first.device
+    if all(attention.shape == first.shape and attention.device == device for attention in attentions) and (
+        first.shape[-1] == length
+    ):
+        return torch.cat(tuple(attentions)).view(len(attentions), *first.shape[:2], length)  # the usual case: one copy
     layers = []
     for attention in attentions:
         row = attention[:, :, 0]

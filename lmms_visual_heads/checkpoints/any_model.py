@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Cache
 
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.capture.forced import forced_generation
 from lmms_visual_heads.capture.generation import rows_of_pass
 from lmms_visual_heads.capture.layers import local_layers
+from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.support import check_config, check_decoder
 from lmms_visual_heads.checkpoints import loading
@@ -47,7 +48,13 @@ class AnyVisualModel(VisualModel):
 
     encoder: AnyEncoder
 
-    def generate(self, batch: Sequence[Encoded], *, query: str | None, **generation_kwargs: Any) -> list[Generation]:
+    def reuses_prefix(self, **generation_kwargs: Any) -> bool:
+        """False: what a decode step of an unknown family needs besides the cache is not known."""
+        return False
+
+    def generate(
+        self, batch: Sequence[Encoded], *, query: str | None, cache: Cache | None = None, **generation_kwargs: Any
+    ) -> list[Generation]:
         """Answer a batch of documents (see `VisualModel.generate`), one by one where their tensors do not stack.
 
         The rows of a local-attention layer that sees no visual token of the document are NaN: its statistics are missing.
@@ -57,14 +64,16 @@ class AnyVisualModel(VisualModel):
         generations: list[Generation] = []
         for part in parts:
             with _failing_on(self, part):
-                generations += super().generate(part, query=query, **generation_kwargs)
+                generations += super().generate(part, query=query, cache=cache, **generation_kwargs)
         return [
             dataclasses.replace(one, rows=self._without_blind_layers(one.rows, encoded))
             for one, encoded in zip(generations, batch, strict=True)
         ]
 
     @torch.inference_mode()
-    def score(self, encoded: Encoded, continuation: str, *, query: str | None) -> ScoredContinuation:
+    def score(
+        self, encoded: Encoded, continuation: str, *, query: str | None, prefix: Prefix | None = None
+    ) -> ScoredContinuation:
         """Log-likelihood of `continuation` as the assistant's answer: `generate` is made to write it, token by token.
 
         Raises

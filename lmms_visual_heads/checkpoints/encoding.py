@@ -143,6 +143,20 @@ class PromptEncoder:
         """Encode the question `text` about `images` (see `encode_prompt`)."""
         return self.encode_prompt(self.prompt(text, len(images)), images, text)
 
+    def encode_again(self, text: str, known: Encoded) -> Encoded:
+        """Encode the question `text` about the images of `known`: as `encode` does, without their pixels.
+
+        Raises
+        ------
+        VisualHeadsError
+            As `encode`.
+        """
+        prompt = self.prompt(text, known.n_images)
+        counts = [self.layout((height, width)).n_tokens for width, height in known.image_sizes]
+        ids = torch.tensor([self.expand(self.text_ids(prompt), counts)])
+        inputs = {**known.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return self._encoded(inputs, prompt, text, known.image_sizes)
+
     def encode_prompt(self, prompt: str, images: Sequence[Image.Image], text: str | None = None) -> Encoded:
         """Encode a ready-made prompt with one placeholder per image.
 
@@ -151,7 +165,13 @@ class PromptEncoder:
         VisualHeadsError
             When the prompt leaves no room for an answer within the model's context limit.
         """
-        inputs = self.tensors(prompt, images)
+        sizes = tuple((image.width, image.height) for image in images)
+        return self._encoded(self.tensors(prompt, images), prompt, text, sizes)
+
+    def _encoded(
+        self, inputs: dict[str, Tensor], prompt: str, text: str | None, image_sizes: tuple[tuple[int, int], ...]
+    ) -> Encoded:
+        """What the tensors of a prompt hold where."""
         ids = inputs["input_ids"][0]
         if len(ids) + 1 > self.max_positions:
             raise VisualHeadsError(
@@ -159,11 +179,11 @@ class PromptEncoder:
                 f"{len(ids)} tokens, visual tokens included. Shorten it; it is never truncated."
             )
         visual = (ids == self.config.image_token_id).nonzero()[:, 0]
-        layouts = [self.layout((image.height, image.width)) for image in images]
+        layouts = [self.layout((height, width)) for width, height in image_sizes]
         kinds = np.concatenate([layout.kinds() for layout in layouts]) if layouts else np.empty(0, np.int8)
         if len(kinds) != len(visual):
             raise VisualHeadsError(
-                f"The processor must place {len(kinds)} visual tokens for {len(images)} images of these sizes; it "
+                f"The processor must place {len(kinds)} visual tokens for {len(layouts)} images of these sizes; it "
                 f"placed {len(visual)}. Check patch_size and image_grid_pinpoints in the checkpoint's processor."
             )
         kind = torch.from_numpy(kinds)
@@ -172,8 +192,8 @@ class PromptEncoder:
             prompt=prompt,
             text=text,
             input_ids=ids,
-            n_images=len(images),
-            image_sizes=tuple((image.width, image.height) for image in images),
+            n_images=len(layouts),
+            image_sizes=image_sizes,
             visual_positions=visual,
             patch_positions=visual[kind != NO_PATCH],
             sink_positions=self._sinks(ids),

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import Cache
 
 from lmms_visual_heads.capture.generation import check_query, generate_with_rows
+from lmms_visual_heads.capture.prefix import Prefix, can_reuse_prefix, prefill, prompt_rows
 from lmms_visual_heads.checkpoints.encoding import Encoded, PromptEncoder
 from lmms_visual_heads.checkpoints.rows import AttentionRows
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_continuation
@@ -29,6 +31,7 @@ from lmms_visual_heads.statistics.heads import head_statistics
 DEFAULT_NEW_TOKENS = 1024
 """Where a call does not say; as in lmms-eval's wrappers of these models."""
 
+_TOKENS = ("input_ids", "attention_mask")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
@@ -117,7 +120,40 @@ class VisualModel:
         """Encode one document; refuses a prompt that does not fit the model's context."""
         return self.encoder.encode(text, images)
 
-    def generate(self, batch: Sequence[Encoded], *, query: str | None, **generation_kwargs: Any) -> list[Generation]:
+    def encode_again(self, text: str, known: Encoded) -> Encoded:
+        """Encode another question about the images of `known`, whose pixels are not touched again (see `encode`)."""
+        return self.encoder.encode_again(text, known)
+
+    def reuses_prefix(self, **generation_kwargs: Any) -> bool:
+        """Whether `prefill` may be used before `generate` with these keyword arguments."""
+        return can_reuse_prefix(self.model, self.generation_settings(generation_kwargs))
+
+    def prefill(self, batch: Sequence[Encoded], length: int) -> Prefix:
+        """Run the first `length` tokens of every document, all its visual tokens among them, once.
+
+        Documents that begin with them can go on from `prefix.branch(rows)`; their prompts may differ in length.
+        """
+        starts = [
+            {**encoded.inputs, **{name: encoded.inputs[name][:, :length] for name in _TOKENS}} for encoded in batch
+        ]
+        return prefill(self.model, self._stack(starts), length)
+
+    def prompt_rows(self, batch: Sequence[Encoded], cache: Cache | None = None) -> list[Tensor]:
+        """Rows [L, H, K] of each document's last prompt token, without decoding and without the language-model head.
+
+        Parameters
+        ----------
+        batch : sequence of Encoded
+            Of equal prompt length.
+        cache : Cache or None
+            As for `generate`.
+        """
+        rows = prompt_rows(self.model, self._batch(batch, cache), cache)
+        return list(rows.unbind(dim=1))
+
+    def generate(
+        self, batch: Sequence[Encoded], *, query: str | None, cache: Cache | None = None, **generation_kwargs: Any
+    ) -> list[Generation]:
         """Answer a batch of documents of equal prompt length.
 
         Parameters
@@ -126,6 +162,8 @@ class VisualModel:
             Of equal prompt length; numbers of images may differ.
         query : {"first_generated", "last_prompt"} or None
             Which rows are read; None reads none.
+        cache : Cache or None
+            A branch of a prefix that these documents begin with (`prefill`); used up by the call.
         **generation_kwargs
             Passed to transformers' `generate`. None values are dropped, decoding is greedy unless `do_sample` or a
             positive `temperature` is given, answers have at most 1,024 tokens unless `max_new_tokens` is given. With
@@ -146,9 +184,9 @@ class VisualModel:
         check_query(query)
         if not batch:
             return []
-        inputs = self._stack(batch)
+        inputs = self._batch(batch, cache)
         settings = self.generation_settings(generation_kwargs)
-        captured = generate_with_rows(self.model, inputs, query, settings)
+        captured = generate_with_rows(self.model, inputs, query, settings, cache)
         tokens = captured.tokens.tolist()
         ends = settings["eos_token_id"]
         ends = frozenset(ends) if isinstance(ends, list | tuple) else frozenset([ends])
@@ -166,10 +204,12 @@ class VisualModel:
             generations.append(Generation(ids, text, rows, answer))
         return generations
 
-    def score(self, encoded: Encoded, continuation: str, *, query: str | None) -> ScoredContinuation:
+    def score(
+        self, encoded: Encoded, continuation: str, *, query: str | None, prefix: Prefix | None = None
+    ) -> ScoredContinuation:
         """Log-likelihood of `continuation` as the assistant's answer (see `scoring.score_continuation`)."""
         check_query(query)
-        return score_continuation(self, encoded, continuation, query)
+        return score_continuation(self, encoded, continuation, query, prefix)
 
     def attention_rows(
         self,
@@ -268,14 +308,21 @@ class VisualModel:
             for name, tensor in inputs.items()
         }
 
-    def _stack(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
-        """One batch from documents of equal length; tiles are padded to the largest number of tiles."""
+    def _batch(self, batch: Sequence[Encoded], cache: Cache | None) -> dict[str, Tensor]:
+        """The inputs of documents of equal prompt length; without pixels where a cache holds them."""
         lengths = {len(encoded) for encoded in batch}
         if len(lengths) > 1:
             raise ValueError(f"generate needs documents of equal prompt length; got lengths {sorted(lengths)}")
+        inputs = [encoded.inputs for encoded in batch]
+        if cache is not None:
+            inputs = [{name: of_one[name] for name in _TOKENS} for of_one in inputs]
+        return self._stack(inputs)
+
+    def _stack(self, inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """One batch from the inputs of several documents; tiles are padded to the largest number of tiles."""
         stacked: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for encoded in batch for name in encoded.inputs):
-            tensors = [encoded.inputs[name] for encoded in batch if name in encoded.inputs]
+        for name in dict.fromkeys(name for of_one in inputs for name in of_one):
+            tensors = [of_one[name] for of_one in inputs if name in of_one]
             if name == "pixel_values" and tensors[0].dim() == 5:
                 most = max(tensor.shape[1] for tensor in tensors)
                 tensors = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.rows import stack_rows
 from lmms_visual_heads.errors import VisualHeadsError
@@ -48,7 +49,7 @@ class ScoredContinuation:
 
 @torch.inference_mode()
 def score_continuation(
-    model: VisualModel, encoded: Encoded, continuation: str, query: str | None
+    model: VisualModel, encoded: Encoded, continuation: str, query: str | None, prefix: Prefix | None = None
 ) -> ScoredContinuation:
     """Score `continuation` as the answer to an encoded question.
 
@@ -60,6 +61,8 @@ def score_continuation(
     continuation : str
     query : {"first_generated", "last_prompt"} or None
         Which rows are read, in a pass of their own; None reads none.
+    prefix : Prefix or None
+        One prefilled prompt that the question and its continuation begin with; unused where they do not.
 
     Raises
     ------
@@ -79,14 +82,16 @@ def score_continuation(
             "tokens, visual tokens included. Shorten them; they are never truncated."
         )
     pixels = {name: value for name, value in encoded.inputs.items() if name not in ("input_ids", "attention_mask")}
-    logits = _forward(model, ids, pixels, keep=n_tokens + 1).float()
+    shared = prefix is not None and bool((ids[: prefix.length] == encoded.input_ids[: prefix.length]).all())
+    prefix = prefix if shared else None
+    logits = _forward(model, ids, pixels, keep=n_tokens + 1, prefix=prefix).float()
     targets = ids[n_prompt:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits[:-1], targets)
     rows = None
     if query is not None:
         length = n_prompt + (query == "first_generated")
         with ForwardReader(model.model, 0) as reader:
-            _forward(model, ids[:length], pixels, keep=1)
+            _forward(model, ids[:length], pixels, keep=1, prefix=prefix)
         if reader.attentions is None:
             raise AssertionError("the pass was run, so rows were read")
         rows = stack_rows(reader.attentions, length)[:, 0]
@@ -99,9 +104,13 @@ def score_continuation(
     )
 
 
-def _forward(model: VisualModel, ids: Tensor, pixels: dict[str, Tensor], keep: int) -> Tensor:
-    """Logits [keep, V] of the last positions of one sequence."""
-    inputs = model.move({"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **pixels})
+def _forward(model: VisualModel, ids: Tensor, pixels: dict[str, Tensor], keep: int, prefix: Prefix | None) -> Tensor:
+    """Logits [keep, V] of the last positions of one sequence; what the prefix holds is not run again."""
+    tokens = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    if prefix is not None:
+        inputs = model.move({**tokens, "input_ids": ids[None, prefix.length :]})
+        return model.model(**inputs, past_key_values=prefix.branch([0]), use_cache=True, logits_to_keep=keep).logits[0]
+    inputs = model.move({**tokens, **pixels})
     return model.model(**inputs, logits_to_keep=keep, use_cache=False).logits[0]
 
 

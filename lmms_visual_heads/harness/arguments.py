@@ -19,6 +19,10 @@ AUTOMATIC_BATCH = 64
 """Where `--batch_size auto` begins; a batch that does not fit is halved, and so are those after it."""
 
 
+SWITCHES = ("reuse_prefix", "answers")
+"""Arguments that are true or false."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a run was asked to do; valid from birth."""
@@ -36,12 +40,19 @@ class Arguments:
     heads: str = "heads"
     query: str = DEFAULT_QUERY
     capture_tasks: str = "+".join(PROBE_TASKS)
+    reuse_prefix: bool = True
+    answers: bool = True
     batch_size: int = 1
 
     def __post_init__(self) -> None:
         if self.query not in QUERIES:
             raise VisualHeadsError(
                 f"query must be one of {', '.join(QUERIES)}; {self.query!r} came. Write query={QUERIES[0]}."
+            )
+        if not self.answers and self.query != "last_prompt":
+            raise VisualHeadsError(
+                f"answers=false runs no decoding, so only query=last_prompt can be read; query={self.query} came. "
+                "Write query=last_prompt,answers=false."
             )
         if self.batch_size < 1:
             raise VisualHeadsError(f"--batch_size must be at least 1; {self.batch_size} came.")
@@ -107,4 +118,21 @@ def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Argume
         raise VisualHeadsError(
             f"--batch_size must be a whole number or auto; {size!r} came. Name one, for example --batch_size 8."
         ) from None
-    return Arguments(**{name: str(value) for name, value in given.items()}, batch_size=batch_size)
+    typed: dict[str, Any] = {
+        name: _switch(name, value) if name in SWITCHES else str(value) for name, value in given.items()
+    }
+    return Arguments(**typed, batch_size=batch_size)
+
+
+def _switch(name: str, value: Any) -> bool:
+    """True or false from what came.
+
+    Raises
+    ------
+    VisualHeadsError
+        For anything else.
+    """
+    word = str(value).strip().lower()
+    if word not in ("true", "false"):
+        raise VisualHeadsError(f"{name} must be true or false; {value!r} came. Write {name}=false to switch it off.")
+    return word == "true"

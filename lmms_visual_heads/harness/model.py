@@ -1,16 +1,18 @@
 """`visual_heads_llava`: the model that lmms-eval runs. It answers as a plain wrapper does and reads the heads on the way.
 
-Requests with prompts of equal length are answered together, so no batch is ever padded. A failure ends the run with its
+Requests with prompts of equal length are answered together, so no batch is ever padded; requests about the same image share
+one prefill of what their prompts begin with. A failure ends the run with its
 reason; it never becomes an answer. What is read goes to `recording.RunRecorder`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,14 +21,17 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
+from lmms_visual_heads.capture.prefix import common_prefix
 from lmms_visual_heads.checkpoints.loading import load_model
 from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.harness import arguments, lmms_eval_facts, processes
+from lmms_visual_heads.harness import arguments, batching, lmms_eval_facts, processes
 from lmms_visual_heads.harness.endings import in_one_sentence
 from lmms_visual_heads.harness.plugin import MODEL_ID
 from lmms_visual_heads.harness.recording import Document, RunRecorder, weights_fingerprint
 from lmms_visual_heads.names import model_name
+from lmms_visual_heads.scenes.scoring import NOT_ANSWERED
+from lmms_visual_heads.schema import PROBE_TASKS
 from lmms_visual_heads.statistics.answers import AnswerStatistics
 
 PLAIN_GENERATION = {"max_new_tokens": 1024, "temperature": 0, "num_beams": 1}
@@ -43,19 +48,45 @@ GENERATION_ARGUMENTS = (
 """What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """A request that waits for its batch: its place among the answers, its name in the journal, what to ask."""
+    """A request that waits for its batch.
+
+    `index` is its place among the answers, `name` its name in the journal; `asked` holds its generation settings as JSON, or
+    the continuation to be scored.
+    """
 
     index: int
     name: str
     document: Document
     encoded: Encoded
+    asked: str
+    captured: bool = False
+
+    @property
+    def batch(self) -> tuple[str, bool, int, bool]:
+        """Requests that agree in this can be answered together."""
+        return self.asked, self.captured, len(self.encoded), self.document.n_images > 0
 
 
 def _request_name(number: int, repeat: int, asked: str) -> str:
     """Tells the requests about one document apart: their number, the repeat, and what is asked for."""
     return f"{number}.{repeat}.{hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()}"
+
+
+def _repeats(requests: list[Instance]) -> list[int]:
+    """How often each request came before: one that lmms-eval repeats, to draw several answers, is the same object."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    found = []
+    for request in requests:
+        key = (request.args[4], request.args[3], request.idx)
+        found.append(seen[key])
+        seen[key] += 1
+    return found
+
+
+def _scored(response: dict[str, Any]) -> GenerationResult:
+    return GenerationResult(text=(response["loss"], response["is_greedy"]))
 
 
 def _generated(response: dict[str, Any]) -> GenerationResult:
@@ -80,6 +111,10 @@ class VisualHeadsLlava(lmms):
         "first_generated" (default) or "last_prompt".
     capture_tasks : str
         Tasks whose heads are read, joined by "+", wildcards allowed; default: the probe.
+    reuse_prefix : bool
+        Whether requests about the same image share one prefill (default true).
+    answers : bool
+        False, with query=last_prompt: heads only, no decoding, no score; on the probe tasks (default true).
     batch_size : int
         Prompts of equal length that are answered together; "auto" begins with 64. A batch that does not fit is halved.
 
@@ -104,7 +139,8 @@ class VisualHeadsLlava(lmms):
             name=model_name(asked.pretrained, asked.model_name),
             query=asked.query,
             model_description=self.visual_model.description,
-            run=(asked.capture_tasks, weights_fingerprint(asked.pretrained)),
+            run=(asked.capture_tasks, weights_fingerprint(asked.pretrained), f"answers={asked.answers}"),
+            answers=asked.answers,
         )
         self.batch_size = asked.batch_size
         self.device = self.visual_model.device
@@ -137,40 +173,44 @@ class VisualHeadsLlava(lmms):
             return self._generate_until(requests)
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        self._check_statistics_only(requests)
         answers: dict[int, GenerationResult] = {}
-        waiting: dict[tuple[Any, ...], list[Waiting]] = {}
-        longest_first = sorted(range(len(requests)), key=lambda index: -len(requests[index].args[0]))
-        asked_before: Counter[tuple[str, int, int]] = Counter()
-        with tqdm(total=len(requests), desc=self.model_id, disable=self.rank != 0) as progress:
+        repeats = _repeats(requests)
+        alone: dict[tuple[Any, ...], list[Waiting]] = {}
+        shared: dict[int, list[list[Waiting]]] = {}
+        with self._progress(len(requests)) as progress:
 
-            def answer(key: tuple[Any, ...]) -> None:
-                batch = waiting.pop(key)
-                answers.update(self._answer(batch, json.loads(key[0]), captured=key[1]))
-                progress.update(len(batch))
+            def keep(found: dict[int, GenerationResult]) -> None:
+                answers.update(found)
+                progress.update(len(found))
 
-            for index in longest_first:
-                request = requests[index]
-                context, generation, doc_to_visual, doc_id, task, split = request.args
-                document = self._document(request, doc_to_visual, doc_id, task, split, context)
-                settings = json.dumps(self._generation_arguments(generation), sort_keys=True)
-                # A request that lmms-eval repeats (to draw several answers) comes as the same object several times.
-                repeat = asked_before[task, doc_id, request.idx]
-                asked_before[task, doc_id, request.idx] += 1
-                name = _request_name(request.idx, repeat, settings)
-                recalled = self._recorder.recall(document, name)
-                if recalled is not None:
-                    answers[index] = _generated(recalled)
-                    progress.update()
-                    continue
-                encoded = self._encode(document, context)
-                key = (settings, self._recorder.wants_rows(document), len(encoded), document.n_images > 0)
-                waiting.setdefault(key, []).append(Waiting(index, name, document, encoded))
-                if len(waiting[key]) >= self.batch_size:
-                    answer(key)
-                elif sum(map(len, waiting.values())) > 16 * self.batch_size:
-                    answer(max(waiting, key=lambda k: len(waiting[k])))
-            for key in list(waiting):
-                answer(key)
+            for family in self._families(requests):
+                waiting: list[Waiting] = []
+                for index in family:
+                    one = self._wait_to_generate(requests[index], index, repeats[index], waiting)
+                    if isinstance(one, Waiting):
+                        waiting.append(one)
+                    else:
+                        keep({index: one})
+                length = self._shared_length(waiting)
+                if length:
+                    shared.setdefault(length, []).append(waiting)
+                    if len(shared[length]) >= self.batch_size:
+                        keep(self._answer_families(shared.pop(length), length))
+                for one in [] if length else waiting:
+                    alone.setdefault(one.batch, []).append(one)
+                    if len(alone[one.batch]) >= self.batch_size:
+                        keep(self._answer(alone.pop(one.batch)))
+                if sum(map(len, alone.values())) + sum(map(len, shared.values())) > 16 * self.batch_size:
+                    if shared:
+                        length = max(shared, key=lambda length: len(shared[length]))
+                        keep(self._answer_families(shared.pop(length), length))
+                    else:
+                        keep(self._answer(alone.pop(max(alone, key=lambda key: len(alone[key])))))
+            for length in list(shared):
+                keep(self._answer_families(shared.pop(length), length))
+            for batch in list(alone):
+                keep(self._answer(alone.pop(batch)))
         return [answers[index] for index in range(len(requests))]
 
     @in_one_sentence
@@ -180,22 +220,99 @@ class VisualHeadsLlava(lmms):
         lmms-eval 0.7.3 turns a bare pair into a string, with which multiple choice fails; inside a result it arrives whole.
         """
         with self._recorder.kept_on_failure():
-            return [self._score(one) for one in tqdm(requests, desc=self.model_id, disable=self.rank != 0)]
+            self._check_statistics_only(requests)
+            scores: dict[int, GenerationResult] = {}
+            with self._progress(len(requests)) as progress:
+                for family in self._families(requests):
+                    for index, score in self._score_family(requests, family):
+                        scores[index] = score
+                        progress.update()
+            return [scores[index] for index in range(len(requests))]
 
-    def _score(self, request: Instance) -> GenerationResult:
+    def _score_family(self, requests: list[Instance], family: list[int]) -> Iterator[tuple[int, GenerationResult]]:
+        """Scores by place; what the prompts of a family begin with is run once."""
+        waiting: list[Waiting] = []
+        for index in family:
+            one = self._wait_to_score(requests[index], index, waiting)
+            if isinstance(one, Waiting):
+                waiting.append(one)
+            else:
+                yield index, one
+        length = self._shared_length(waiting)
+        prefix = self.visual_model.prefill([waiting[0].encoded], length) if length else None
+        for one in waiting:
+            query = self.arguments.query if self._recorder.wants_rows(one.document) else None
+            reused = {} if prefix is None else {"prefix": prefix}
+            score = self.visual_model.score(one.encoded, one.asked, query=query, **reused)
+            response = {"loss": score.loss, "is_greedy": score.is_greedy}
+            self._record(one, response, score.answer, score.rows)
+            yield one.index, _scored(response)
+
+    def _families(self, requests: list[Instance]) -> list[list[int]]:
+        """Places of the requests about the same images together; one by one where nothing is reused."""
+        digests: list[bytes | None] = [None] * len(requests)
+        if self.arguments.reuse_prefix and len(requests) > 1 and self.visual_model.reuses_prefix():
+            digests = batching.digests_of(
+                tqdm(
+                    [functools.partial(self._images, request) for request in requests],
+                    desc="looking for questions about the same image",
+                    disable=self.rank != 0,
+                    leave=False,
+                )
+            )
+        return batching.families(digests, [len(request.args[0]) for request in requests])
+
+    def _images(self, request: Instance) -> list[Image.Image]:
+        _, _, doc_to_visual, doc_id, task, split = request.args
+        return list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
+
+    def _shared_length(self, waiting: list[Waiting]) -> int:
+        """Tokens that the requests of a family share, all visual tokens among them; 0 where they are answered one by one."""
+        if len(waiting) < 2:
+            return 0
+        length = common_prefix([one.encoded.input_ids for one in waiting])
+        if length <= int(waiting[0].encoded.visual_positions[-1]):
+            return 0
+        settings = {one.asked for one in waiting if one.asked.startswith("{")}
+        return length if all(self.visual_model.reuses_prefix(**json.loads(one)) for one in settings) else 0
+
+    def _wait_to_generate(
+        self, request: Instance, index: int, repeat: int, family: list[Waiting]
+    ) -> Waiting | GenerationResult:
+        """The request ready for its batch, or the answer that an interrupted run had got."""
+        context, generation, doc_to_visual, doc_id, task, split = request.args
+        document = self._document(request, doc_to_visual, doc_id, task, split, context)
+        asked = json.dumps(self._generation_arguments(generation), sort_keys=True)
+        name = _request_name(request.idx, repeat, asked)
+        recalled = self._recorder.recall(document, name)
+        if recalled is not None:
+            return _generated(recalled)
+        document, encoded = self._encode(document, context, family)
+        return Waiting(index, name, document, encoded, asked, self._recorder.wants_rows(document))
+
+    def _wait_to_score(self, request: Instance, index: int, family: list[Waiting]) -> Waiting | GenerationResult:
         context, continuation, doc_to_visual, doc_id, task, split = request.args
         document = self._document(request, doc_to_visual, doc_id, task, split, context)
         if not isinstance(continuation, str):
             continuation = continuation(self.task_dict[task][split][doc_id])
         name = _request_name(request.idx, 0, continuation)
-        response = self._recorder.recall(document, name)
-        if response is None:
-            encoded = self._encode(document, context)
-            query = self.arguments.query if self._recorder.wants_rows(document) else None
-            score = self.visual_model.score(encoded, continuation, query=query)
-            response = {"loss": score.loss, "is_greedy": score.is_greedy}
-            self._record(Waiting(0, name, document, encoded), response, score.answer, score.rows)
-        return GenerationResult(text=(response["loss"], response["is_greedy"]))
+        recalled = self._recorder.recall(document, name)
+        if recalled is not None:
+            return _scored(recalled)
+        document, encoded = self._encode(document, context, family)
+        return Waiting(index, name, document, encoded, continuation)
+
+    def _progress(self, total: int) -> tqdm:
+        return tqdm(total=total, desc=self.model_id, disable=self.rank != 0)
+
+    def _check_statistics_only(self, requests: list[Instance]) -> None:
+        """Without answers only the probe can be run: its tasks leave their metric out."""
+        others = sorted({request.args[4] for request in requests} - set(PROBE_TASKS))
+        if not self.arguments.answers and others:
+            raise VisualHeadsError(
+                f"answers=false measures heads only, on the tasks {', '.join(PROBE_TASKS)}; {', '.join(others)} came, which "
+                "would be scored without answers. Leave such tasks or answers=false out."
+            )
 
     @in_one_sentence
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -213,12 +330,10 @@ class VisualHeadsLlava(lmms):
         del self.visual_model
         super().clean()
 
-    def _answer(
-        self, batch: list[Waiting], generation: dict[str, Any], *, captured: bool
-    ) -> dict[int, GenerationResult]:
+    def _answer(self, batch: list[Waiting]) -> dict[int, GenerationResult]:
         """Answers by place; a batch that does not fit into memory is halved, and so are the batches after it."""
         try:
-            return self._answer_together(batch, generation, captured=captured)
+            return self._answer_together(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 document = batch[0].document
@@ -226,20 +341,66 @@ class VisualHeadsLlava(lmms):
                     f"Every document must fit into memory alone; document {document.doc_id} of task {document.task} does not. "
                     "Free the device, or take a smaller dtype."
                 ) from None
+        self._halve(len(batch))
         half = len(batch) // 2
-        self.batch_size = min(self.batch_size, max(1, half))
-        torch.cuda.empty_cache()
-        self._recorder.say(f"{len(batch)} documents do not fit into memory; going on with batches of {self.batch_size}")
-        parts = (self._answer(part, generation, captured=captured) for part in (batch[:half], batch[half:]))
+        parts = (self._answer(part) for part in (batch[:half], batch[half:]))
         return {place: result for part in parts for place, result in part.items()}
 
-    def _answer_together(
-        self, batch: list[Waiting], generation: dict[str, Any], *, captured: bool
-    ) -> dict[int, GenerationResult]:
-        generated = self.visual_model.generate(
-            [one.encoded for one in batch], query=self.arguments.query if captured else None, **generation
+    def _answer_families(self, waiting: list[list[Waiting]], length: int) -> dict[int, GenerationResult]:
+        """Answers by place, of families whose prompts share their first `length` tokens; each prefix is run once.
+
+        Where it does not fit into memory, fewer go together; what was answered before is not asked again.
+        """
+        results: dict[int, GenerationResult] = {}
+        while waiting:
+            part, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+            if self._answer_part(part, length, results):
+                continue
+            left = [[one for one in family if one.index not in results] for family in part]
+            waiting = [family for family in left if family] + waiting
+            if self.batch_size > 1:
+                self._halve(min(self.batch_size, max(len(part), *map(len, left))))
+            else:  # the cache of a prefix does not fit beside its question: one whole prompt may
+                for one in waiting.pop(0):
+                    results.update(self._answer([one]))
+        return results
+
+    def _answer_part(self, part: list[list[Waiting]], length: int, results: dict[int, GenerationResult]) -> bool:
+        """Answer some families into `results`; False where memory did not suffice."""
+        groups: dict[tuple[Any, ...], list[tuple[int, Waiting]]] = {}
+        for row, family in enumerate(part):
+            for one in family:
+                groups.setdefault(one.batch, []).append((row, one))
+        try:
+            prefix = self.visual_model.prefill([family[0].encoded for family in part], length)
+            for members in groups.values():
+                for start in range(0, len(members), self.batch_size):
+                    rows, batch = zip(*members[start : start + self.batch_size], strict=True)
+                    results.update(self._answer_together(list(batch), prefix.branch(rows)))
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _halve(self, n_documents: int) -> None:
+        self.batch_size = min(self.batch_size, max(1, n_documents // 2))
+        torch.cuda.empty_cache()
+        self._recorder.say(
+            f"{n_documents} documents do not fit into memory; going on with batches of {self.batch_size}"
         )
+
+    def _answer_together(self, batch: list[Waiting], cache: Any = None) -> dict[int, GenerationResult]:
+        """Answers by place; `cache` is a branch of the prefix that the batch goes on from."""
+        encoded = [one.encoded for one in batch]
+        reused = {} if cache is None else {"cache": cache}
         results = {}
+        if not self.arguments.answers:
+            for one, rows in zip(batch, self.visual_model.prompt_rows(encoded, **reused), strict=True):
+                response = {"text": NOT_ANSWERED, "n_prompt": len(one.encoded), "n_answer": 0}
+                self._record(one, response, None, rows if one.captured else None)
+                results[one.index] = _generated(response)
+            return results
+        query = self.arguments.query if batch[0].captured else None
+        generated = self.visual_model.generate(encoded, query=query, **reused, **json.loads(batch[0].asked))
         for one, given in zip(batch, generated, strict=True):
             response = {"text": given.text, "n_prompt": len(one.encoded), "n_answer": len(given.token_ids)}
             self._record(one, response, given.answer, given.rows)
@@ -247,7 +408,7 @@ class VisualHeadsLlava(lmms):
         return results
 
     def _record(
-        self, one: Waiting, response: dict[str, Any], answer: AnswerStatistics, rows: torch.Tensor | None
+        self, one: Waiting, response: dict[str, Any], answer: AnswerStatistics | None, rows: torch.Tensor | None
     ) -> None:
         document, encoded = one.document, one.encoded
         statistics, share = None, None
@@ -262,7 +423,7 @@ class VisualHeadsLlava(lmms):
             document,
             one.name,
             response,
-            answer=dataclasses.asdict(answer),
+            answer=None if answer is None else dataclasses.asdict(answer),
             heads=statistics,
             tokens={
                 "n_prompt_tokens": len(encoded),
@@ -299,12 +460,17 @@ class VisualHeadsLlava(lmms):
             padding_only=bool(request.metadata.get("__padding_only__")),
         )
 
-    def _encode(self, document: Document, context: str) -> Encoded:
+    def _encode(self, document: Document, context: str, family: list[Waiting]) -> tuple[Document, Encoded]:
+        """The document's tensors; those of its images are taken from another request of the family where there is one."""
         try:
-            encoded = self.visual_model.encode(context, document.images)
+            if family:
+                document = dataclasses.replace(document, images=family[0].document.images)  # equal: hold one copy
+                encoded = self.visual_model.encode_again(context, family[0].encoded)
+            else:
+                encoded = self.visual_model.encode(context, document.images)
             if document.captured and document.pointed_box is not None:
                 self.visual_model.region(encoded, [document.pointed_box])  # a bad box is found before the model runs
-            return encoded
+            return document, encoded
         except VisualHeadsError as error:
             raise VisualHeadsError(f"Task {document.task}, document {document.doc_id}: {error}") from None
 

@@ -110,14 +110,23 @@ class RunRecorder:
     run : sequence of str
         What else tells this run from others of the model: its `capture_tasks`, its weights (`weights_fingerprint`). Only the
         same command on the same weights goes on from a journal.
+    answers : bool
+        Whether there will be an answer table.
     """
 
     def __init__(
-        self, folder: Path, name: str, query: str, model_description: Mapping[str, Any], run: Sequence[str] = ()
+        self,
+        folder: Path,
+        name: str,
+        query: str,
+        model_description: Mapping[str, Any],
+        run: Sequence[str] = (),
+        answers: bool = True,
     ) -> None:
         self._folder = folder
         self._stem = file_stem(name)
         self._query = query
+        self._with_answers = answers
         self._model = {**model_description, "name": name}
         facts = json.dumps([self._model, query, *run, __version__], sort_keys=True, default=str)
         identity = f"{self._stem}-{hashlib.blake2b(facts.encode(), digest_size=5).hexdigest()}"
@@ -176,7 +185,7 @@ class RunRecorder:
         request: str,
         response: Mapping[str, Any],
         *,
-        answer: Mapping[str, Any],
+        answer: Mapping[str, Any] | None,
         heads: Mapping[str, Any] | None,
         tokens: Mapping[str, int],
         region_share: float | None = None,
@@ -191,8 +200,8 @@ class RunRecorder:
             As for `recall`.
         response : mapping
             What lmms-eval gets; anything that JSON can hold.
-        answer : mapping
-            The answer's columns of the answer table (`statistics.answers.AnswerStatistics`).
+        answer : mapping or None
+            The answer's columns of the answer table (`statistics.answers.AnswerStatistics`); None in a run without answers.
         heads : mapping of str to array [L, H], or None
             Head statistics; None where the heads were not read.
         tokens : mapping
@@ -202,9 +211,10 @@ class RunRecorder:
         """
         if document.padding_only:
             return
-        facts: dict[str, Any] = {"item_id": document.item_id, "n_images": document.n_images, **answer}
-        facts |= {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
-        self._journal.add_answer(document.task, document.doc_id, **facts)
+        if answer is not None:
+            facts: dict[str, Any] = {"item_id": document.item_id, "n_images": document.n_images, **answer}
+            facts |= {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
+            self._journal.add_answer(document.task, document.doc_id, **facts)
         if heads is not None:
             more: dict[str, Any] = {"statistics": heads, "region_share": region_share, **tokens}
             self._journal.add_heads(document.task, document.doc_id, item_id=document.item_id, **more)
@@ -270,7 +280,7 @@ class RunRecorder:
             return []
         stem = f"{self._stem}_{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
         metadata = self._metadata_without_tasks() | {"tasks": _described(digests, rowless)}
-        answers = AnswerTableWriter(self._folder / (stem + ANSWERS_SUFFIX))
+        answers = AnswerTableWriter(self._folder / (stem + ANSWERS_SUFFIX)) if self._with_answers else None
         heads = HeadTableWriter(self._folder / (stem + HEADS_SUFFIX)) if captured else None
         self._journal.merge(set(digests), heads, answers)
         written = []
@@ -285,8 +295,11 @@ class RunRecorder:
                 else "none of these tasks is in capture_tasks="
             )
             self.say(f"no heads were read: {why}")
-        written.append(answers.close(metadata))
-        self.say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
+        if answers is not None:
+            written.append(answers.close(metadata))
+            self.say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
+        else:
+            self.say("answers=false: heads only, no answers and no scores")
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
             self.say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
         return written

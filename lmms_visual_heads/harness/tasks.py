@@ -19,7 +19,7 @@ from lmms_visual_heads.harness.endings import in_one_sentence
 from lmms_visual_heads.scenes.documents import PROBE_DATA, documents, draw
 from lmms_visual_heads.scenes.looktwice import open_folder, read_image
 from lmms_visual_heads.scenes.questions import LETTER_POST_PROMPT
-from lmms_visual_heads.scenes.scoring import is_correct
+from lmms_visual_heads.scenes.scoring import NOT_ANSWERED, is_correct
 
 DATA_VARIABLE = "VHEAD_DATA"
 
@@ -71,5 +71,7 @@ def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, str] |
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1.0 where the answer is the document's, else 0.0."""
+    """1.0 where the answer is the document's, else 0.0; nothing for a document that was not answered."""
+    if results[0] == NOT_ANSWERED:
+        return {}
     return {"exact_match": float(is_correct(results[0], doc["answer"]))}

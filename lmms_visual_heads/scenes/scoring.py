@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+NOT_ANSWERED = "[not answered]"
+"""Stands where lmms-eval wants a text for a document that was not answered; such a document is never scored."""
 _NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
     "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",

@@ -71,41 +71,61 @@ def head_statistics(
     that a head which attends evenly has a region lift ln(r / w b) of 0.
     """
     rows = rows.float()
-    missing = torch.full(rows.shape[:2], float("nan"), device=rows.device)
-    whole = rows.sum(-1).isfinite()
-    n_patches = len(patch_positions)
+    n_patches, n_keys = len(patch_positions), rows.shape[-1]
+    if region is not None and region.shape != (n_patches,):
+        raise ValueError(f"region needs one entry per patch token, {n_patches}; got shape {tuple(region.shape)}")
+    visual, patch, sink = (
+        _marked(positions, n_keys) for positions in (visual_positions, patch_positions, sink_positions)
+    )
+    inside = _marked(patch_positions.cpu()[region.cpu()], n_keys) if region is not None else torch.zeros_like(patch)
+    base = _marked(base_positions, n_keys) if base_positions is not None else torch.zeros_like(patch)
+    parts = (torch.ones_like(patch), patch, visual, visual & ~patch, sink, inside, inside & base, inside & ~base)
+    whole, on_patches, *masses = _masses(rows, torch.stack(parts)).unbind(-1)
+    image, newline, sinks, in_region, in_base, in_tiles = (mass.clamp(max=1.0) for mass in masses)
 
-    image_attention = _mass(rows, visual_positions)
-    patches = rows[..., patch_positions.to(rows.device)]
-    on_patches = patches.sum(-1)
+    missing = torch.full_like(image, float("nan"))
     statistics = dict.fromkeys(HEAD_STATISTICS, missing)
-    statistics["image_attention"] = image_attention
-    newline_positions = visual_positions[~torch.isin(visual_positions, patch_positions)]
-    statistics["newline_attention"] = _mass(rows, newline_positions)
+    statistics |= {"image_attention": image, "newline_attention": newline}
     if len(sink_positions):
-        statistics["sink_attention"] = _mass(rows, sink_positions)
+        statistics["sink_attention"] = sinks
     if n_patches >= 2:
-        entropy = torch.special.entr(patches / on_patches[..., None]).sum(-1)
-        seen = on_patches > 0
+        entropy = torch.special.entr(_at(rows, patch_positions) / on_patches[..., None]).sum(-1)
+        # Where no attention falls on patches the entropy is NaN, and stays so through the clamps.
         largest = math.log(n_patches)
-        concentration = torch.where(seen, (1 - entropy / largest).clamp(0.0, 1.0), missing)
+        concentration = (1 - entropy / largest).clamp(0.0, 1.0)
         statistics["concentration"] = concentration
-        statistics["focus"] = torch.where(seen, (largest - entropy).clamp(min=0.0), missing)
-        statistics["visual_head_score"] = image_attention * concentration
+        statistics["focus"] = (largest - entropy).clamp(min=0.0)
+        statistics["visual_head_score"] = image * concentration
     if region is not None:
-        if region.shape != (n_patches,):
-            raise ValueError(f"region needs one entry per patch token, {n_patches}; got shape {tuple(region.shape)}")
-        region = region.to(rows.device)
-        statistics["region_attention"] = patches[..., region].sum(-1).clamp(max=1.0)
+        statistics["region_attention"] = in_region
         if n_patches:
             statistics["region_share"] = torch.full_like(missing, float(region.float().mean()))
         if base_positions is not None:
-            base = torch.isin(patch_positions.to(rows.device), base_positions.to(rows.device))
-            statistics["region_attention_base"] = patches[..., region & base].sum(-1).clamp(max=1.0)
-            statistics["region_attention_tiles"] = patches[..., region & ~base].sum(-1).clamp(max=1.0)
-    return {name: torch.where(whole, values, missing) for name, values in statistics.items()}
+            statistics["region_attention_base"] = in_base
+            statistics["region_attention_tiles"] = in_tiles
+    together = torch.stack(list(statistics.values())).masked_fill(~whole.isfinite(), float("nan"))
+    return dict(zip(statistics, together.unbind(), strict=True))
 
 
-def _mass(rows: Tensor, positions: Tensor) -> Tensor:
-    """Attention summed over `positions`; a sum may exceed 1 by a rounding error, hence the clip."""
-    return rows[..., positions.to(rows.device)].sum(-1).clamp(max=1.0)
+def _masses(rows: Tensor, parts: Tensor) -> Tensor:
+    """Attention [L, H, P] on each of P sets of keys, `parts` [P, K] bool: one product for all of them.
+
+    In float64, so that no setting for faster float32 products (TF32) touches it; a row that is not finite gives NaN.
+    """
+    precise = torch.float32 if rows.device.type == "mps" else torch.float64
+    return (rows.to(precise) @ parts.to(rows.device).to(precise).T).float()
+
+
+def _marked(positions: Tensor, n_keys: int) -> Tensor:
+    """Bool [K] on the host, True at `positions`."""
+    marked = torch.zeros(n_keys, dtype=torch.bool)
+    marked[positions.cpu()] = True
+    return marked
+
+
+def _at(rows: Tensor, positions: Tensor) -> Tensor:
+    """`rows` at key `positions`; a view where they follow each other."""
+    first, n = int(positions[0]), len(positions)
+    if torch.equal(positions, torch.arange(first, first + n, device=positions.device)):
+        return rows[..., first : first + n]
+    return rows[..., positions.to(rows.device)]

@@ -1,0 +1,51 @@
+"""Three questions about one image, answered in three ways, with the rows of the first generated token.
+
+Prompts share everything up to the question. Each way returns (tokens [3, T], rows [L, 3, H, K]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import Way
+from torch import Tensor
+from transformers import DynamicCache
+
+from lmms_visual_heads.capture.attention import attach
+from lmms_visual_heads.capture.generation import generate_with_rows
+
+SETTINGS = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+
+
+def reuse_ways(model: Any, questions: list[dict[str, Tensor]]) -> dict[str, Way]:
+    """`separate`, `batch` and `reuse` over one model and the questions' inputs (batch 1, equal lengths)."""
+
+    def separate() -> tuple[Tensor, Tensor]:
+        found = [generate_with_rows(model, given, "first_generated", SETTINGS) for given in questions]
+        return torch.cat([one.tokens for one in found]), torch.cat([one.rows for one in found], dim=1)
+
+    stacked = {name: torch.cat([given[name] for given in questions]) for name in questions[0]}
+
+    def batch() -> tuple[Tensor, Tensor]:
+        found = generate_with_rows(model, stacked, "first_generated", SETTINGS)
+        return found.tokens, found.rows
+
+    ids = stacked["input_ids"]
+    different = (ids != ids[0]).any(0).nonzero()
+    prefix = int(different[0]) if len(different) else ids.shape[1] - 1
+
+    @torch.inference_mode()
+    def reuse() -> tuple[Tensor, Tensor]:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        model.model(
+            input_ids=ids[:1, :prefix], pixel_values=questions[0]["pixel_values"], past_key_values=cache, use_cache=True
+        )
+        cache.batch_repeat_interleave(len(questions))
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        found = generate_with_rows(model, given, "first_generated", {**SETTINGS, "past_key_values": cache})
+        return found.tokens, found.rows
+
+    ready: Callable[[], None] = lambda: attach(model)  # noqa: E731
+    return {name: Way(run, ready) for name, run in (("separate", separate), ("batch", batch), ("reuse", reuse))}
