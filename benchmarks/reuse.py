@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from measuring import Way
 from torch import Tensor
-from transformers import DynamicCache
 
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.capture.generation import generate_with_rows
+from lmms_visual_heads.capture.prefix import common_prefix, prefill
 
 SETTINGS = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
 
@@ -33,18 +33,12 @@ def reuse_ways(model: Any, questions: list[dict[str, Tensor]]) -> dict[str, Way]
         return found.tokens, found.rows
 
     ids = stacked["input_ids"]
-    different = (ids != ids[0]).any(0).nonzero()
-    prefix = int(different[0]) if len(different) else ids.shape[1] - 1
+    prefix = common_prefix(list(ids))
 
-    @torch.inference_mode()
     def reuse() -> tuple[Tensor, Tensor]:
-        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        model.model(
-            input_ids=ids[:1, :prefix], pixel_values=questions[0]["pixel_values"], past_key_values=cache, use_cache=True
-        )
-        cache.batch_repeat_interleave(len(questions))
+        started = prefill(model, questions[0], prefix)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        found = generate_with_rows(model, given, "first_generated", {**SETTINGS, "past_key_values": cache})
+        found = generate_with_rows(model, given, "first_generated", SETTINGS, started.branch([0] * len(questions)))
         return found.tokens, found.rows
 
     ready: Callable[[], None] = lambda: attach(model)  # noqa: E731

@@ -156,6 +156,7 @@ def load_any_model(
     revision: str | None = None,
     model_name: str | None = None,
     quantization: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> AnyVisualModel:
     """Load a checkpoint of any family that transformers loads as image-text-to-text.
 
@@ -163,7 +164,7 @@ def load_any_model(
     ----------
     pretrained : str or Path
         Folder or hub id.
-    device, dtype, revision, model_name, quantization
+    device, dtype, revision, model_name, quantization, device_map
         As for `load_model`.
 
     Returns
@@ -181,6 +182,7 @@ def load_any_model(
     >>> model = load_any_model("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
     """
     source = loading.checked_source(pretrained)
+    loading.check_device_map(device_map, device)
     config = _any_config(source, revision)
     check_config(config)
     where = loading._device(device)
@@ -190,7 +192,7 @@ def load_any_model(
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
     processor = _any_processor(source, revision)
     encoder = AnyEncoder(processor, config, model_class)
-    model = loading._weights(source, config, revision, wanted, where, model_class, packed)
+    model = loading._weights(source, config, revision, wanted, where, model_class, packed, device_map)
     check_decoder(model)
     attach(model)
     name = name_of(str(pretrained), model_name)

@@ -89,6 +89,7 @@ def load_model(
     model_base: str | Path | None = None,
     peft: str | Path | None = None,
     quantization: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> VisualModel:
     """Load a checkpoint for reading its attention heads.
 
@@ -120,6 +121,9 @@ def load_model(
     quantization : {"4bit", "8bit"} or None
         Quantise the weights on loading; needs the package bitsandbytes and a checkpoint in Hugging Face format. A
         checkpoint that is stored quantised is loaded as it is.
+    device_map : str, dict or None
+        Spreads one model over several devices, as transformers and accelerate do: "auto", "balanced", "sequential" or a
+        mapping of modules. Instead of `device`; for the Hugging Face format.
 
     Returns
     -------
@@ -151,13 +155,20 @@ def load_model(
             image_aspect=image_aspect,
             peft=folder,
             quantization=quantization,
+            device_map=device_map,
         )
     source = checked_source(pretrained)
+    check_device_map(device_map, device)
     if image_aspect is not None and image_aspect not in IMAGE_ASPECTS:
         raise VisualHeadsError(f"image_aspect must be pad or crop; got {image_aspect!r}. Choose one, or leave it out.")
     stored = stored_config(source, revision)
     if is_original(stored):
         refuse_quantized_original(source, stored, quantization)
+        if device_map is not None:
+            raise VisualHeadsError(
+                f"device_map= spreads checkpoints in Hugging Face format; {source} is in the original format. "
+                "Convert it first: visual-heads convert SRC DST."
+            )
         where = _device(device)
         wanted = _dtype(dtype, where)
         base_name = None if model_base is None else str(model_base)
@@ -189,7 +200,7 @@ def load_model(
             f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from, or give model_base=."
         ) from error
     quantized = describe_quantization(config.to_dict(), quantization)
-    model = _weights(source, config, revision, wanted, where, quantization=packed)
+    model = _weights(source, config, revision, wanted, where, quantization=packed, device_map=device_map)
     adapted = _adapted(model, peft)
     attach(model)
     description = _describe(source, revision, model_name, model, processor) | adapted | quantized
@@ -298,6 +309,23 @@ def _check_type(source: str, config: dict[str, Any]) -> None:
         )
 
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def check_device_map(device_map: str | dict[str, Any] | None, device: str | torch.device | None) -> None:
+    """Refuse an unknown device map, and one beside a device."""
+    if device_map is None:
+        return
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise VisualHeadsError(
+            f"device_map must be one of {', '.join(DEVICE_MAPS)}; {device_map!r} came. Write device_map=auto."
+        )
+    if device is not None:
+        raise VisualHeadsError(
+            f"device_map= chooses the devices itself; device={device} came beside it. Leave one of them out."
+        )
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -333,11 +361,14 @@ def _weights(
     device: torch.device,
     model_class: Any = None,
     quantization: Any = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The model in evaluation mode on `device`; every weight must come from the checkpoint."""
+    """The model in evaluation mode on `device` or spread by `device_map`; every weight must come from the checkpoint."""
     model_class = model_class or MODEL_CLASSES[config.model_type]
     packed = quantization is not None or stored_quantization(config.to_dict()) is not None
     placement: dict[str, Any] = {"device_map": {"": device}} if device.type != "cpu" or packed else {}
+    if device_map is not None:
+        placement["device_map"] = device_map
     if quantization is not None:
         placement["quantization_config"] = quantization
     try:

@@ -14,7 +14,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 VARIADIC = frozenset({"--heads", "--results"})
 """Options that take several values in a row: `--heads A B C` means `--heads A --heads B --heads C`."""
 
-_VERBS = ("check", "models", "convert", "scores", "fit", "predict", "report", "demo")
+_VERBS = ("check", "models", "convert", "sweep", "scores", "fit", "predict", "plan", "report", "demo")
 
 app = typer.Typer(
     name="visual-heads",

@@ -10,7 +10,11 @@ import typer
 
 def scores(
     results: Annotated[
-        list[Path], typer.Argument(help="Results files (*_results.json), or folders, which are searched recursively.")
+        list[Path],
+        typer.Argument(
+            help="Results files (*_results.json), folders, which are searched recursively, or wide CSV files: one row per "
+            "model, one column of percent per benchmark."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Where the score table goes (CSV).")],
     metric: Annotated[
@@ -27,6 +31,8 @@ def scores(
     Examples:
 
         visual-heads scores logs --out scores.csv
+
+        visual-heads scores lvlm_scores_108x149.csv --out prior.csv
 
         visual-heads scores a_results.json b_results.json --metric mybench=accuracy:1 --out scores.csv
     """

@@ -31,7 +31,8 @@ class VisualHeadsHf(VisualHeadsLlava):
         refuse_llava_settings(asdict(asked))
         return load_any_model(
             asked.pretrained,
-            device=asked.device or processes.device(),
+            device=asked.device or processes.device(asked.device_map),
+            device_map=asked.device_map,
             dtype=asked.dtype,
             revision=asked.revision,
             quantization=asked.quantization,

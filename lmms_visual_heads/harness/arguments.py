@@ -19,6 +19,7 @@ AUTOMATIC_BATCH = 64
 """Where `--batch_size auto` begins; a batch that does not fit is halved, and so are those after it."""
 
 
+ON_ERROR = ("stop", "skip")
 SWITCHES = ("reuse_prefix", "answers")
 """Arguments that are true or false."""
 
@@ -37,9 +38,11 @@ class Arguments:
     model_base: str | None = None
     peft: str | None = None
     quantization: str | None = None
+    device_map: str | None = None
     heads: str = "heads"
     query: str = DEFAULT_QUERY
     capture_tasks: str = "+".join(PROBE_TASKS)
+    on_error: str = "stop"
     reuse_prefix: bool = True
     answers: bool = True
     batch_size: int = 1
@@ -49,6 +52,8 @@ class Arguments:
             raise VisualHeadsError(
                 f"query must be one of {', '.join(QUERIES)}; {self.query!r} came. Write query={QUERIES[0]}."
             )
+        if self.on_error not in ON_ERROR:
+            raise VisualHeadsError(f"on_error must be stop or skip; {self.on_error!r} came. Choose one of them.")
         if not self.answers and self.query != "last_prompt":
             raise VisualHeadsError(
                 f"answers=false runs no decoding, so only query=last_prompt can be read; query={self.query} came. "

@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,18 @@ def evaluate(
     return json.loads(json.dumps(results, default=str))
 
 
+def start_lmms_eval(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Run `lmms-eval` with `words`, its output appended to `log`, its progress bars on the terminal; its exit status.
+
+    The status is 0 for most failures: look at the files that it wrote.
+    """
+    with log.open("a") as handle:
+        handle.write(f"$ lmms-eval {shlex.join(words)}\n")
+        handle.flush()
+        quiet = [sys.executable, "-m", "lmms_eval", *words, "--verbosity", "WARNING"]
+        return subprocess.run(quiet, stdout=handle, env=dict(environment), check=False).returncode
+
+
 def run_command(
     pretrained: str | Path,
     tasks: Sequence[str],
@@ -99,11 +111,7 @@ def run_command(
     environment = {name: value for name, value in os.environ.items() if name != "VHEAD_DATA"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
     log = output / "lmms-eval.log"
-    with log.open("a") as handle:
-        handle.write(f"$ lmms-eval {shlex.join(words)}\n")
-        handle.flush()
-        quiet = [sys.executable, "-m", "lmms_eval", *words, "--verbosity", "WARNING"]
-        subprocess.run(quiet, stdout=handle, env=environment, check=False)
+    start_lmms_eval(words, log, environment)
     written = sorted(set(output.rglob("*_results.json")) - before)
     if not written:
         raise VisualHeadsError(

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
@@ -29,6 +27,7 @@ from lmms_visual_heads.harness import arguments, batching, lmms_eval_facts, proc
 from lmms_visual_heads.harness.endings import in_one_sentence
 from lmms_visual_heads.harness.plugin import MODEL_ID
 from lmms_visual_heads.harness.recording import Document, RunRecorder, weights_fingerprint
+from lmms_visual_heads.harness.waiting import Waiting, generated, repeats_of, request_name, scored
 from lmms_visual_heads.names import model_name
 from lmms_visual_heads.scenes.scoring import NOT_ANSWERED
 from lmms_visual_heads.schema import PROBE_TASKS
@@ -48,50 +47,12 @@ GENERATION_ARGUMENTS = (
 """What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
-    """A request that waits for its batch.
-
-    `index` is its place among the answers, `name` its name in the journal; `asked` holds its generation settings as JSON, or
-    the continuation to be scored.
-    """
-
-    index: int
-    name: str
-    document: Document
-    encoded: Encoded
-    asked: str
-    captured: bool = False
-
-    @property
-    def batch(self) -> tuple[str, bool, int, bool]:
-        """Requests that agree in this can be answered together."""
-        return self.asked, self.captured, len(self.encoded), self.document.n_images > 0
+LEAVES_OUT = ("vhead_", "scenes_")
+"""Tasks whose score leaves a document without an answer out."""
 
 
-def _request_name(number: int, repeat: int, asked: str) -> str:
-    """Tells the requests about one document apart: their number, the repeat, and what is asked for."""
-    return f"{number}.{repeat}.{hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()}"
-
-
-def _repeats(requests: list[Instance]) -> list[int]:
-    """How often each request came before: one that lmms-eval repeats, to draw several answers, is the same object."""
-    seen: Counter[tuple[str, int, int]] = Counter()
-    found = []
-    for request in requests:
-        key = (request.args[4], request.args[3], request.idx)
-        found.append(seen[key])
-        seen[key] += 1
-    return found
-
-
-def _scored(response: dict[str, Any]) -> GenerationResult:
-    return GenerationResult(text=(response["loss"], response["is_greedy"]))
-
-
-def _generated(response: dict[str, Any]) -> GenerationResult:
-    counts = TokenCounts(input_tokens=response["n_prompt"], output_tokens=response["n_answer"])
-    return GenerationResult(text=response["text"], token_counts=counts)
+class UnreadableImage(VisualHeadsError):
+    """An image that cannot be decoded."""
 
 
 class VisualHeadsLlava(lmms):
@@ -103,14 +64,16 @@ class VisualHeadsLlava(lmms):
         Folder or hub id.
     model_name, revision, dtype, device, conversation : str, optional
         Name in the tables; hub revision; "float32", "bfloat16" or "float16"; "cpu", "cuda", "cuda:1".
-    image_aspect, model_base, peft, quantization : str, optional
-        As for `load_model`: "pad" or "crop"; base of a folder that is not whole; LoRA adapter; "4bit" or "8bit".
+    image_aspect, model_base, peft, quantization, device_map : str, optional
+        As for `load_model`: "pad" or "crop"; base of a folder that is not whole; LoRA adapter; "4bit" or "8bit"; "auto".
     heads : str
         Folder for the tables, default "heads".
     query : str
         "first_generated" (default) or "last_prompt".
     capture_tasks : str
         Tasks whose heads are read, joined by "+", wildcards allowed; default: the probe.
+    on_error : str
+        "stop" (default): an image that cannot be read ends the run; "skip": a document of the probe is left out.
     reuse_prefix : bool
         Whether requests about the same image share one prefill (default true).
     answers : bool
@@ -143,12 +106,14 @@ class VisualHeadsLlava(lmms):
             answers=asked.answers,
         )
         self.batch_size = asked.batch_size
+        processes.watch_others(self._recorder.say)
         self.device = self.visual_model.device
 
     def _load(self, asked: arguments.Arguments) -> VisualModel:
         return load_model(
             asked.pretrained,
-            device=asked.device or processes.device(),
+            device=asked.device or processes.device(asked.device_map),
+            device_map=asked.device_map,
             dtype=asked.dtype,
             revision=asked.revision,
             conversation=asked.conversation,
@@ -175,7 +140,7 @@ class VisualHeadsLlava(lmms):
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         self._check_statistics_only(requests)
         answers: dict[int, GenerationResult] = {}
-        repeats = _repeats(requests)
+        repeats = repeats_of(requests)
         alone: dict[tuple[Any, ...], list[Waiting]] = {}
         shared: dict[int, list[list[Waiting]]] = {}
         with self._progress(len(requests)) as progress:
@@ -246,10 +211,11 @@ class VisualHeadsLlava(lmms):
             score = self.visual_model.score(one.encoded, one.asked, query=query, **reused)
             response = {"loss": score.loss, "is_greedy": score.is_greedy}
             self._record(one, response, score.answer, score.rows)
-            yield one.index, _scored(response)
+            yield one.index, scored(response)
 
     def _families(self, requests: list[Instance]) -> list[list[int]]:
         """Places of the requests about the same images together; one by one where nothing is reused."""
+        processes.watch_others(self._recorder.say)
         digests: list[bytes | None] = [None] * len(requests)
         if self.arguments.reuse_prefix and len(requests) > 1 and self.visual_model.reuses_prefix():
             digests = batching.digests_of(
@@ -281,12 +247,19 @@ class VisualHeadsLlava(lmms):
     ) -> Waiting | GenerationResult:
         """The request ready for its batch, or the answer that an interrupted run had got."""
         context, generation, doc_to_visual, doc_id, task, split = request.args
-        document = self._document(request, doc_to_visual, doc_id, task, split, context)
+        try:
+            document = self._document(request, doc_to_visual, doc_id, task, split, context)
+        except UnreadableImage as error:
+            # Only tasks of our own leave a document without an answer out of the score; elsewhere it would count as wrong.
+            if self.arguments.on_error != "skip" or not task.startswith(LEAVES_OUT):
+                raise
+            self._recorder.skip(task, doc_id, str(error))
+            return GenerationResult(text=NOT_ANSWERED)
         asked = json.dumps(self._generation_arguments(generation), sort_keys=True)
-        name = _request_name(request.idx, repeat, asked)
+        name = request_name(request.idx, repeat, asked)
         recalled = self._recorder.recall(document, name)
         if recalled is not None:
-            return _generated(recalled)
+            return generated(recalled)
         document, encoded = self._encode(document, context, family)
         return Waiting(index, name, document, encoded, asked, self._recorder.wants_rows(document))
 
@@ -295,10 +268,10 @@ class VisualHeadsLlava(lmms):
         document = self._document(request, doc_to_visual, doc_id, task, split, context)
         if not isinstance(continuation, str):
             continuation = continuation(self.task_dict[task][split][doc_id])
-        name = _request_name(request.idx, 0, continuation)
+        name = request_name(request.idx, 0, continuation)
         recalled = self._recorder.recall(document, name)
         if recalled is not None:
-            return _scored(recalled)
+            return scored(recalled)
         document, encoded = self._encode(document, context, family)
         return Waiting(index, name, document, encoded, continuation)
 
@@ -397,14 +370,14 @@ class VisualHeadsLlava(lmms):
             for one, rows in zip(batch, self.visual_model.prompt_rows(encoded, **reused), strict=True):
                 response = {"text": NOT_ANSWERED, "n_prompt": len(one.encoded), "n_answer": 0}
                 self._record(one, response, None, rows if one.captured else None)
-                results[one.index] = _generated(response)
+                results[one.index] = generated(response)
             return results
         query = self.arguments.query if batch[0].captured else None
-        generated = self.visual_model.generate(encoded, query=query, **reused, **json.loads(batch[0].asked))
-        for one, given in zip(batch, generated, strict=True):
+        answered = self.visual_model.generate(encoded, query=query, **reused, **json.loads(batch[0].asked))
+        for one, given in zip(batch, answered, strict=True):
             response = {"text": given.text, "n_prompt": len(one.encoded), "n_answer": len(given.token_ids)}
             self._record(one, response, given.answer, given.rows)
-            results[one.index] = _generated(response)
+            results[one.index] = generated(response)
         return results
 
     def _record(
@@ -440,9 +413,10 @@ class VisualHeadsLlava(lmms):
         try:
             images = list(doc_to_visual(doc) or [])
         except OSError as error:
-            raise VisualHeadsError(
+            raise UnreadableImage(
                 f"Every image must be readable; that of document {doc_id} of task {task} is not ({error}). "
-                "Repair or remove it and run again."
+                "Repair or remove it and run again"
+                + (", or leave it out with on_error=skip." if task.startswith(LEAVES_OUT) else ".")
             ) from error
         other = [type(image).__name__ for image in images if not isinstance(image, Image.Image)]
         if other:

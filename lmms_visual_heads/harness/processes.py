@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import os
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed
+
+from lmms_visual_heads.errors import VisualHeadsError
+
+POLL_SECONDS = 2.0
+GRACE_SECONDS = 30.0
+"""All processes of a run leave lmms-eval's last barrier together: one that is gone so much earlier has failed."""
+
+
+_watching: list[int] = []
 
 
 def rank() -> int:
@@ -24,8 +38,19 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def device() -> str | None:
-    """The GPU of this process where several share a machine; None leaves the choice to the loader."""
+def device(device_map: str | None = None) -> str | None:
+    """The GPU of this process where several share a machine; None leaves the choice to the loader.
+
+    Raises
+    ------
+    VisualHeadsError
+        When every process of several would spread its model over the same GPUs.
+    """
+    if device_map is not None and world_size() > 1:
+        raise VisualHeadsError(
+            f"device_map= spreads one model over all GPUs, so it needs one process; {world_size()} were started. "
+            "Start lmms-eval without torchrun and accelerate launch."
+        )
     if world_size() > 1 and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
     return None
@@ -44,3 +69,49 @@ def barrier() -> None:
     """Wait for the other processes."""
     if world_size() > 1 and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def watch_others(say: Callable[[str], None]) -> None:
+    """End this process when another one of the run has ended early, instead of waiting for it for ever.
+
+    lmms-eval prints an exception and lets its process end with status 0; torchrun takes that for success, and the other
+    processes wait in the next collective. So every process leaves a mark when it ends, and a thread looks for the marks of
+    the others. A process that is killed needs no mark: torchrun ends the others.
+    """
+    if world_size() == 1 or not torch.distributed.is_initialized() or _watching:
+        return
+    _watching.append(rank())
+    store = torch.distributed.distributed_c10d._get_default_store()
+    atexit.register(_leave_mark, store)
+    threading.Thread(target=_watch, args=(store, say), daemon=True).start()
+
+
+def _mark(of_rank: int) -> str:
+    return f"visual_heads/ended/{of_rank}"
+
+
+def _leave_mark(store: Any) -> None:
+    try:
+        store.set(_mark(rank()), "1")
+    except RuntimeError:
+        return  # the store's own process is gone, and with it the run
+
+
+def _watch(store: Any, say: Callable[[str], None]) -> None:
+    others = [number for number in range(world_size()) if number != rank()]
+    while True:
+        time.sleep(POLL_SECONDS)
+        try:
+            gone = [number for number in others if store.check([_mark(number)])]
+        except RuntimeError:
+            return
+        if gone:
+            break
+    time.sleep(GRACE_SECONDS)
+    say(
+        f"process {gone[0]} of this run ended before the others; its reason stands above, in its own output. This process "
+        f"(number {rank()}) ends too; what was measured is kept, and the same command goes on from there."
+    )
+    _thread.interrupt_main()  # where Python runs, what is not yet on disk is written
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)

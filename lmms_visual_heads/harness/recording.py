@@ -134,6 +134,7 @@ class RunRecorder:
         self._seen: dict[tuple[str, int], bytes] = {}
         self._captured: set[tuple[str, int]] = set()
         self._rowless: dict[tuple[str, int], str] = {}
+        self._skipped: dict[tuple[str, int], str] = {}
         self._console = Console(stderr=True)
         self._recalled: dict[tuple[str, int, str], dict[str, Any]] = {
             (one["task"], one["doc_id"], one["request"]): one for one in self._journal.responses()
@@ -178,6 +179,10 @@ class RunRecorder:
             return False
         self._with_rows.add(key)
         return True
+
+    def skip(self, task: str, doc_id: int, reason: str) -> None:
+        """Leave a document out: no rows, no answer, no score; the summary and the metadata name it."""
+        self._skipped[task, int(doc_id)] = reason
 
     def add(
         self,
@@ -249,9 +254,8 @@ class RunRecorder:
             When documents of the run were answered without the model: the tables would lack them.
         """
         self._journal.flush()
-        gathered = processes.gather(
-            (self._seen, self._captured, self._rowless, sorted((expected or set()) - set(self._seen)))
-        )
+        unseen = sorted((expected or set()) - set(self._seen) - set(self._skipped))
+        gathered = processes.gather((self._seen, self._captured, self._rowless, self._skipped, unseen))
         missing = sorted(document for *_, of_rank in gathered for document in of_rank)
         if missing:
             named = ", ".join(f"{task} {doc_id}" for task, doc_id in missing[:5])
@@ -275,11 +279,13 @@ class RunRecorder:
     def _write(self, gathered: list[tuple[Any, ...]]) -> list[Path]:
         digests = {document: digest for seen, *_ in gathered for document, digest in seen.items()}
         captured = set().union(*(of_rank for _, of_rank, *_ in gathered))
-        rowless = {document: why for *_, of_rank, _ in gathered for document, why in of_rank.items()}
+        rowless = {document: why for _, _, of_rank, *_ in gathered for document, why in of_rank.items()}
+        skipped = {document: why for *_, of_rank, _ in gathered for document, why in of_rank.items()}
+        self._say_skipped(skipped)
         if not digests:
             return []
         stem = f"{self._stem}_{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
-        metadata = self._metadata_without_tasks() | {"tasks": _described(digests, rowless)}
+        metadata = self._metadata_without_tasks() | {"tasks": _described(digests, rowless, skipped)}
         answers = AnswerTableWriter(self._folder / (stem + ANSWERS_SUFFIX)) if self._with_answers else None
         heads = HeadTableWriter(self._folder / (stem + HEADS_SUFFIX)) if captured else None
         self._journal.merge(set(digests), heads, answers)
@@ -303,6 +309,15 @@ class RunRecorder:
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
             self.say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
         return written
+
+    def _say_skipped(self, skipped: Mapping[tuple[str, int], str]) -> None:
+        for task in sorted({task for task, _ in skipped}):
+            numbers = sorted(doc_id for of, doc_id in skipped if of == task)
+            named = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+            first = skipped[task, numbers[0]]
+            self.say(
+                f"{task}: {len(numbers)} documents were left out of tables and score (documents {named}); the first: {first}"
+            )
 
     def _clear(self, finished: set[tuple[str, int]]) -> None:
         """Remove the journal, unless it holds documents that this run did not ask for."""
@@ -374,7 +389,11 @@ class RunRecorder:
 _REASONS = {"n_without_image": "without an image", "n_several_images": "with several images"}
 
 
-def _described(digests: Mapping[tuple[str, int], bytes], rowless: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+def _described(
+    digests: Mapping[tuple[str, int], bytes],
+    rowless: Mapping[tuple[str, int], str],
+    skipped: Mapping[tuple[str, int], str],
+) -> dict[str, Any]:
     """Per task: the data's fingerprint and the counts of documents."""
     tasks = sorted({task for task, _ in digests})
     return {
@@ -382,6 +401,7 @@ def _described(digests: Mapping[tuple[str, int], bytes], rowless: Mapping[tuple[
             "fingerprint": fingerprint({doc_id: digest for (of, doc_id), digest in digests.items() if of == task}),
             "n_documents": sum(of == task for of, _ in digests),
             **{why: sum(of == task and given == why for (of, _), given in rowless.items()) for why in _REASONS},
+            **({"skipped": left_out} if (left_out := sorted(doc_id for of, doc_id in skipped if of == task)) else {}),
         }
         for task in tasks
     }

@@ -17,6 +17,7 @@ from lmms_visual_heads.tables.reading import (
 )
 from lmms_visual_heads.tables.results import read_results
 from lmms_visual_heads.tables.scores import check_scores, read_scores, write_scores
+from lmms_visual_heads.tables.wide import is_wide, parent_benchmark, read_wide_scores
 from lmms_visual_heads.tables.writing import AnswerTableWriter, HeadTableWriter
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "HeadTable",
     "HeadTableWriter",
     "check_scores",
+    "is_wide",
     "lineage_of",
+    "parent_benchmark",
     "read_answer_table",
     "read_answer_tables",
     "read_head_table",
@@ -34,5 +37,6 @@ __all__ = [
     "read_lineages",
     "read_results",
     "read_scores",
+    "read_wide_scores",
     "write_scores",
 ]

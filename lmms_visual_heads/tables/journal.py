@@ -29,11 +29,12 @@ RUN_SUFFIX = ".run"
 FLUSH_SECONDS = 30.0
 FLUSH_ROWS = 1 << 18
 """A chunk is written when it is this old or this long, whichever comes first."""
-MOST_CHUNKS = 32
-"""When a process has written this many chunks it merges them into one, so that merging never opens many files."""
+MOST_CHUNKS = 16
+"""When a process has this many chunks of one level it merges them into one of the next, so that the final merge opens few
+files and every row is rewritten only once per level."""
 
 _HEADS, _ANSWERS, _RESPONSES = "heads.chunk", "answers.chunk", "responses.jsonl"
-_ROWS_PER_GROUP = 1 << 14
+_ROWS_PER_GROUP = 1 << 13
 
 Document = tuple[str, int]
 
@@ -66,6 +67,7 @@ class RunJournal:
         self._heads: list[tuple[Document, dict[str, Any]]] = []
         self._answers: list[tuple[Document, dict[str, Any]]] = []
         self._n_rows = 0
+        self._levels: dict[int, int] = {}
         self._flushed = time.monotonic()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,9 +127,7 @@ class RunJournal:
             ) from error
         self._next += 1
         self._responses, self._heads, self._answers, self._n_rows = [], [], [], 0
-        own = [number for rank, number in self._chunks(self.rank)]
-        if len(own) >= MOST_CHUNKS:
-            self._compact(own)
+        self._compact_full_levels()
 
     def merge(self, wanted: set[Document], heads: HeadTableWriter | None, answers: AnswerTableWriter | None) -> None:
         """Stream the rows of the `wanted` documents out of every process's chunks, ordered by task and document.
@@ -168,6 +168,17 @@ class RunJournal:
             writer.close()
         lines = "".join(json.dumps(response) + "\n" for response in self._responses)
         files.write_bytes(self._file(self.rank, number, _RESPONSES), lines.encode())
+
+    def _compact_full_levels(self) -> None:
+        """Merge the chunks of every level that is full into one of the next level; chunks of an earlier process are level 0."""
+        level = 0
+        while True:
+            own = [number for _, number in self._chunks(self.rank) if self._levels.get(number, 0) == level]
+            if len(own) < MOST_CHUNKS:
+                return
+            level += 1
+            self._levels[self._next] = level
+            self._compact(own)
 
     def _compact(self, numbers: list[int]) -> None:
         """Merge own chunks into one. Killed in between, both stand for a while: the first of two equal rows counts."""

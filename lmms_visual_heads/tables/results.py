@@ -20,6 +20,7 @@ from lmms_visual_heads.names import model_name
 from lmms_visual_heads.schema import SCORE_COLUMNS
 from lmms_visual_heads.tables.benchmarks import Metric, parse_choices, primary_metric
 from lmms_visual_heads.tables.scores import check_scores
+from lmms_visual_heads.tables.wide import read_wide_scores
 
 _NOT_METRICS = ("alias", "samples", "name", "sample_len", "sample_count", " ", "")
 _DERIVED = (
@@ -62,7 +63,8 @@ def read_results(
     Parameters
     ----------
     paths : path or iterable of paths
-        `*_results.json` (lmms-eval), `results_*.json` (lm-eval), and folders, which are searched recursively.
+        `*_results.json` (lmms-eval), `results_*.json` (lm-eval), wide CSV files (one row per model, one column of percent
+        per benchmark; see `tables.wide`), and folders, which are searched recursively for the first two.
     metrics : iterable of str
         The user's choices, TASK=METRIC[,FILTER][:SCALE]; they win over the declared metrics.
 
@@ -81,6 +83,10 @@ def read_results(
     rows: list[_Row] = []
     n_files = 0
     for path, named in _files([paths] if isinstance(paths, str | os.PathLike) else paths):
+        if path.suffix.lower() == ".csv":
+            n_files += 1
+            rows += _wide_rows(path)
+            continue
         document = _load(path, named, notes)
         if document is not None:
             n_files += 1
@@ -136,6 +142,16 @@ def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterable[tuple[Path, bool
                 f"No such file or folder: {path}. Name *_results.json files of lmms-eval or lm-eval, or their folder."
             )
     return found.items()
+
+
+def _wide_rows(path: Path) -> list[_Row]:
+    """Rows of a wide CSV file; how many items are behind a score it does not tell."""
+    frame = read_wide_scores(path).frame
+    columns = (frame[name].tolist() for name in ("model", "benchmark", "metric", "scale", "score", "source"))
+    return [
+        _Row(model, benchmark, metric, scale, score, None, source, path.name)
+        for model, benchmark, metric, scale, score, source in zip(*columns, strict=True)
+    ]
 
 
 def _load(path: Path, named: bool, notes: list[str]) -> dict[str, Any] | None:

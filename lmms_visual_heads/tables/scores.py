@@ -17,6 +17,7 @@ from lmms_visual_heads.tables import files
 _NEEDED = ("model", "benchmark", "score")
 _PERCENT_LOOKS_REAL = 5.0
 """Above this many percent a benchmark's median makes scores of at most 1 look like fractions, not like percent."""
+_MANY_SCORES = 20
 
 
 def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -88,8 +89,9 @@ def check_scores(frame: pd.DataFrame, where: str = "the score table") -> pd.Data
         )
     clean = clean.drop_duplicates(["model", "benchmark", "score", "scale"], keep="first")
     _refuse_two_scores(clean, where)
+    percent = _surely_percent(clean)
     for benchmark, rows in clean.groupby("benchmark", sort=True):
-        _check_benchmark(str(benchmark), rows, where)
+        _check_benchmark(str(benchmark), rows, where, percent)
     return clean.reset_index(drop=True)
 
 
@@ -132,7 +134,16 @@ def _refuse_two_scores(clean: pd.DataFrame, where: str) -> None:
     )
 
 
-def _check_benchmark(benchmark: str, rows: pd.DataFrame, where: str) -> None:
+def _surely_percent(clean: pd.DataFrame) -> pd.Index:
+    """Rows of a model and source with twenty other scores in percent, at most one in twenty of 0..1: a small one is small."""
+    percent = clean[clean["scale"] >= 100]
+    by_source = [percent["model"], percent["source"]]
+    small = ((percent["score"] > 0) & (percent["score"] <= 1)).groupby(by_source).transform("sum")
+    large = (percent["score"] > 1).groupby(by_source).transform("sum")
+    return percent.index[(large >= _MANY_SCORES) & (small * _MANY_SCORES <= large)]
+
+
+def _check_benchmark(benchmark: str, rows: pd.DataFrame, where: str, percent: pd.Index) -> None:
     def example(row: pd.Series) -> str:
         return f"{row['score']:g} for {row['model']} (scale {row['scale']:g}, {row['metric']}, {row['source']})"
 
@@ -155,7 +166,7 @@ def _check_benchmark(benchmark: str, rows: pd.DataFrame, where: str) -> None:
             f"Scores of {benchmark} must lie in 0..{scale:g}; {where} has {example(worst)}{beside}. "
             "Fractions and percent must not be mixed: bring them to one scale."
         )
-    fractions = rows[(rows["score"] > 0) & (rows["score"] <= 1)]
+    fractions = rows[(rows["score"] > 0) & (rows["score"] <= 1) & ~rows.index.isin(percent)]
     others = rows.drop(fractions.index)
     if scale >= 100 and len(fractions) and len(others) and others["score"].median() > _PERCENT_LOOKS_REAL:
         raise VisualHeadsError(

@@ -1,0 +1,116 @@
+"""`visual-heads plan`: how many items of which benchmark to score next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    predictor: Annotated[Path | None, typer.Option("--predictor", help="A predictor (see: visual-heads fit).")] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores", help="Instead of a predictor: scores of reference models, a score table or a wide CSV file."
+        ),
+    ] = None,
+    known: Annotated[
+        Path | None, typer.Option("--known", help="Score table of what is known of the new model.")
+    ] = None,
+    heads: Annotated[
+        list[Path] | None, typer.Option("--heads", help="Head tables of the new model; with --predictor.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Which model of --known or --heads.")] = None,
+    budget: Annotated[int, typer.Option("--budget", help="Forward passes in all, one per item.", min=1)] = 512,
+    batch: Annotated[int, typer.Option("--batch", help="Items that are added at once.", min=1)] = 16,
+    largest: Annotated[int | None, typer.Option("--largest", help="Most items of one benchmark.", min=1)] = None,
+    lineages: Annotated[
+        Path | None, typer.Option("--lineages", help="CSV model,lineage: families of the models of --scores.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Say how many items of which benchmark lower the expected error most per forward pass.
+
+    The error is the mean absolute error in points expected over all benchmarks. Steps follow one another; the same
+    benchmark may come back.
+
+    Examples:
+
+        visual-heads plan --predictor my.predictor --budget 256
+
+        visual-heads plan --predictor my.predictor --heads new_heads --known known.csv --format csv
+
+        visual-heads plan --scores lvlm_scores_108x149.csv --known known.csv --budget 1000
+    """
+    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.prediction import BenchmarkPredictor
+    from lmms_visual_heads.prediction.plan import belief_of_predictor, belief_of_scores, expected_error, plan_items
+    from lmms_visual_heads.tables import is_wide, read_lineages, read_scores, read_wide_scores
+
+    if format not in ("table", "csv", "json"):
+        raise VisualHeadsError(f"--format must be table, csv or json; {format!r} came.")
+    if (predictor is None) == (scores is None):
+        raise VisualHeadsError("A plan needs one of --predictor and --scores. Name a predictor or a score table.")
+    if heads and predictor is None:
+        raise VisualHeadsError("--heads needs --predictor: a score table alone says nothing about heads.")
+    given = None if known is None else read_scores(known)
+    if given is not None and model is not None:
+        given = given[given["model"] == model]
+        if given.empty:
+            raise VisualHeadsError(f"{known} has no score of {model}. Check the name, or leave out --known.")
+    if predictor is not None:
+        from lmms_visual_heads.features import read_profiles
+
+        fitted = BenchmarkPredictor.load(predictor)
+        predicted = None
+        if heads:
+            predicted = fitted.predict(read_profiles(heads))
+            names = sorted(set(predicted["model"])) if model is None else [model]
+            predicted = predicted[predicted["model"].isin(names)]
+            if len(names) != 1 or predicted.empty:
+                raise VisualHeadsError(f"A plan is for one model; --heads has {', '.join(names)}. Choose with --model.")
+        belief = belief_of_predictor(fitted, given, predicted)
+    else:
+        assert scores is not None
+        families = None if lineages is None else read_lineages(lineages)
+        if is_wide(scores):
+            table, named = read_wide_scores(scores)
+            families = families or named
+        else:
+            table = read_scores(scores)
+        belief = belief_of_scores(table, given, families)
+    steps = plan_items(belief, budget, batch, largest)
+    if format == "csv":
+        typer.echo(steps.round(4).to_csv(index=False, lineterminator="\n"), nl=False)
+    elif format == "json":
+        typer.echo(steps.round(4).to_json(orient="records", indent=1))
+    else:
+        _print_table(steps, expected_error(belief.covariance), len(belief.benchmarks))
+
+
+def _print_table(steps: object, before: float, n_benchmarks: int) -> None:
+    import pandas as pd
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    assert isinstance(steps, pd.DataFrame)
+    table = Table(title="What to score next", box=box.SIMPLE_HEAD)
+    table.add_column("step", justify="right")
+    table.add_column("benchmark", overflow="fold", min_width=18)
+    for name in ("items", "passes so far", "error before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in steps.to_dict("records"):
+        table.add_row(
+            *(str(row[name]) for name in ("step", "benchmark", "items", "forward_passes")),
+            *(f"{row[name]:.2f}" for name in ("error_before", "error_after")),
+        )
+    console = Console()
+    console.print(table)
+    last = before if steps.empty else float(steps["error_after"].iloc[-1])
+    console.print(
+        f"Expected mean absolute error over {n_benchmarks} benchmarks: {before:.2f} points now, {last:.2f} after the plan. "
+        "An expectation of the model behind it, not a promise."
+    )
