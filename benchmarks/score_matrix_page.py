@@ -202,7 +202,7 @@ def _missed(goals: pd.DataFrame) -> list[str]:
     """One item of the list per target that was missed: how close, and how large the uncertainty is."""
     return [
         f"- Missed: {r.column}, k = {r.k}: {r.error:.2f} points against {r.wanted}, coverage {r.coverage:.1%}. The bootstrap interval "
-        f"({r.error_low:.1f} to {r.error_high:.1f}) holds the target; but the target is missed: "
+        f"({r.error_low:.1f} to {r.error_high:.1f}) holds the target, but the target is missed: "
         "other draws of known scores move the number by some tenths, and drawing again until it passes would say nothing."
         for r in goals[~goals["met"]].itertuples()
     ]

@@ -15,6 +15,9 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"lmms_visual_heads"
 """Key of the JSON document in the Parquet schema metadata."""
 
+STATISTICS_BITS = 20
+"""Significant bits of a head statistic on disk: off by at most 2**-20 of its value (1e-6), a tenth of what statistics promise."""
+
 QUERIES = ("first_generated", "last_prompt")
 DEFAULT_QUERY = "first_generated"
 HEADS_SUFFIX = ".heads.parquet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -151,3 +152,19 @@ def test_command(tmp_path: Any) -> None:
     table = runner.invoke(app, ["plan", "--scores", str(path), "--budget", "64"])
     assert "points now" in " ".join(table.output.split())
     assert isinstance(runner.invoke(app, ["plan"]).exception, VisualHeadsError)
+
+
+def test_command_with_a_predictor_file(tmp_path: Any) -> None:
+    from lmms_visual_heads.features import HeadProfiles
+    from lmms_visual_heads.prediction import BenchmarkPredictor
+    from tests import synthetic
+
+    made = synthetic.world(8, 2, seed=9)
+    fitted = BenchmarkPredictor().fit(HeadProfiles.from_tables(made.tables), made.scores, made.lineages)
+    path = fitted.save(tmp_path / "a.predictor")
+    start, again = belief_of_predictor(fitted), belief_of_predictor(BenchmarkPredictor.load(path))
+    assert start.benchmarks == again.benchmarks
+    assert np.allclose(start.covariance, again.covariance)
+    result = CliRunner().invoke(app, ["plan", "--predictor", str(path), "--budget", "32", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    assert sum(step["items"] for step in json.loads(result.output)) == 32

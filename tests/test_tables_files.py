@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, SCHEMA_VERSION
+from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, SCHEMA_VERSION, STATISTICS_BITS
 from lmms_visual_heads.tables import (
     AnswerTableWriter,
     HeadTable,
@@ -86,7 +86,7 @@ def test_documents_round_trip(tmp_path: Path, values: np.ndarray, item: str | No
     writer.close(synthetic.metadata("m", *values.shape))
     frame = read_head_table(path).frame
     grid = frame.pivot(index="layer", columns="head", values="image_attention").to_numpy()
-    np.testing.assert_array_equal(grid, np.where(np.isfinite(values), values, np.nan))
+    np.testing.assert_allclose(grid, np.where(np.isfinite(values), values, np.nan), rtol=2.0**-STATISTICS_BITS)
     assert frame["item_id"].isna().all() if item is None else (frame["item_id"] == item).all()
     assert frame["region_share"].isna().all() if share is None else (frame["region_share"] == np.float32(share)).all()
     assert frame["focus"].isna().all()

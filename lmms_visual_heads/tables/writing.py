@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, Column, arrow_schema
+from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, STATISTICS_BITS, Column, arrow_schema
 from lmms_visual_heads.tables import files
 from lmms_visual_heads.tables import metadata as metadata_documents
 
@@ -292,7 +292,7 @@ class HeadTableWriter(_TableWriter):
         unknown = sorted(set(statistics) - per_head)
         if unknown:
             raise VisualHeadsError(f"Head statistics are {', '.join(sorted(per_head))}; unknown: {', '.join(unknown)}.")
-        grids = {name: np.asarray(grid, dtype=np.float32) for name, grid in statistics.items()}
+        grids = {name: _rounded(np.asarray(grid, dtype=np.float32)) for name, grid in statistics.items()}
         shapes = {grid.shape for grid in grids.values()}
         if len(shapes) != 1 or len(shape := shapes.pop()) != 2:
             raise VisualHeadsError(
@@ -364,3 +364,14 @@ def _or_nan(column: Column, value: Any) -> Any:
     if _is_list(column) and isinstance(value, Sequence | np.ndarray):
         return list(value)
     return value
+
+
+def _rounded(grid: np.ndarray) -> np.ndarray:
+    """float32 rounded to `STATISTICS_BITS` significant bits; what is not finite stays as it is.
+
+    The bits that go are noise of the arithmetic, which no compression could take away. Rounding twice changes nothing.
+    """
+    dropped = 24 - STATISTICS_BITS
+    half, kept = np.uint32(1 << (dropped - 1)), np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    rounded = ((np.ascontiguousarray(grid).view(np.uint32) + half) & kept).view(np.float32)
+    return np.where(np.isfinite(grid) & np.isfinite(rounded), rounded, grid)
