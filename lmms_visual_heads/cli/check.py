@@ -30,6 +30,7 @@ def check(
     ] = None,
     peft: Annotated[str | None, typer.Option(help="LoRA adapter to merge: folder or hub id.")] = None,
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, through bitsandbytes.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto: spread over several GPUs, instead of --device.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, capture on and off.")] = 7,
     output_format: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
 ) -> None:
@@ -61,6 +62,7 @@ def check(
         model_base=model_base,
         peft=peft,
         quantization=quantization,
+        device_map=device_map,
     )
     result = self_check(model, repeats=repeats)
     if output_format == "json":

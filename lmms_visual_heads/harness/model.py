@@ -157,7 +157,7 @@ class VisualHeadsLlava(lmms):
                         waiting.append(one)
                     else:
                         keep({index: one})
-                length = self._shared_length(waiting)
+                length = self._shared_length(waiting, *(json.loads(asked) for asked in {one.asked for one in waiting}))
                 if length:
                     shared.setdefault(length, []).append(waiting)
                     if len(shared[length]) >= self.batch_size:
@@ -203,7 +203,7 @@ class VisualHeadsLlava(lmms):
                 waiting.append(one)
             else:
                 yield index, one
-        length = self._shared_length(waiting)
+        length = self._shared_length(waiting, {})
         prefix = self.visual_model.prefill([waiting[0].encoded], length) if length else None
         for one in waiting:
             query = self.arguments.query if self._recorder.wants_rows(one.document) else None
@@ -232,15 +232,17 @@ class VisualHeadsLlava(lmms):
         _, _, doc_to_visual, doc_id, task, split = request.args
         return list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
 
-    def _shared_length(self, waiting: list[Waiting]) -> int:
-        """Tokens that the requests of a family share, all visual tokens among them; 0 where they are answered one by one."""
+    def _shared_length(self, waiting: list[Waiting], *settings: dict[str, Any]) -> int:
+        """Tokens that the requests of a family share, all visual tokens among them; 0 where they are answered one by one.
+
+        `settings` are the generation settings among them.
+        """
         if len(waiting) < 2:
             return 0
         length = common_prefix([one.encoded.input_ids for one in waiting])
         if length <= int(waiting[0].encoded.visual_positions[-1]):
             return 0
-        settings = {one.asked for one in waiting if one.asked.startswith("{")}
-        return length if all(self.visual_model.reuses_prefix(**json.loads(one)) for one in settings) else 0
+        return length if all(self.visual_model.reuses_prefix(**one) for one in settings) else 0
 
     def _wait_to_generate(
         self, request: Instance, index: int, repeat: int, family: list[Waiting]
@@ -367,9 +369,11 @@ class VisualHeadsLlava(lmms):
         reused = {} if cache is None else {"cache": cache}
         results = {}
         if not self.arguments.answers:
-            for one, rows in zip(batch, self.visual_model.prompt_rows(encoded, **reused), strict=True):
+            wanted = batch[0].captured
+            read = self.visual_model.prompt_rows(encoded, **reused) if wanted else [None] * len(batch)
+            for one, rows in zip(batch, read, strict=True):
                 response = {"text": NOT_ANSWERED, "n_prompt": len(one.encoded), "n_answer": 0}
-                self._record(one, response, None, rows if one.captured else None)
+                self._record(one, response, None, rows)
                 results[one.index] = generated(response)
             return results
         query = self.arguments.query if batch[0].captured else None
