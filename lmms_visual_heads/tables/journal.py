@@ -34,7 +34,8 @@ MOST_CHUNKS = 16
 files and every row is rewritten only once per level."""
 
 _HEADS, _ANSWERS, _RESPONSES = "heads.chunk", "answers.chunk", "responses.jsonl"
-_ROWS_PER_GROUP = 1 << 13
+_ROWS_PER_GROUP = 1 << 16
+_ROWS_PER_READ = 1 << 13
 
 Document = tuple[str, int]
 
@@ -237,8 +238,8 @@ def _documents(path: Path, order: int) -> Iterator[tuple[Document, int, pa.Recor
     """The documents of one sorted chunk, one batch each; holds one row group (and the document that goes on) at a time."""
     held: list[pa.RecordBatch] = []
     current: Document | None = None
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP):
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # or every stream would hold its whole file
+        for batch in file.iter_batches(batch_size=_ROWS_PER_READ, use_threads=False):
             tasks = np.asarray(batch.column("task").to_pylist(), dtype=object)
             doc_ids = batch.column("doc_id").to_numpy()
             starts = np.flatnonzero((tasks[1:] != tasks[:-1]) | (doc_ids[1:] != doc_ids[:-1])) + 1
