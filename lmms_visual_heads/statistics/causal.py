@@ -1,0 +1,42 @@
+"""Causal statistics: how far the answer's distribution moves when heads are cut or the image is changed.
+
+Pure functions of logits. Units: nats, float64. Shapes: V vocabulary; leading dimensions are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def answer_kl(without: Tensor, given: Tensor) -> Tensor:
+    """KL(p without || p with the intervention) of the answer's first token.
+
+    Parameters
+    ----------
+    without : Tensor [..., V]
+        Logits without intervention.
+    given : Tensor [..., V]
+        Logits with it.
+
+    Returns
+    -------
+    Tensor [...], float64, nats, at least 0
+
+    Raises
+    ------
+    ValueError
+        When a logit is NaN: a failure is no zero.
+    """
+    p, q = without.double().log_softmax(-1), given.double().log_softmax(-1)
+    kl = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1)
+    if bool(kl.isnan().any()):
+        raise ValueError("logits hold NaN: no KL divergence")
+    return kl.clamp_min(0.0)
+
+
+def image_dependence(kl: Tensor) -> float:
+    """Mean over documents of `kl` [N], nats (swapped or blank image)."""
+    if not len(kl):
+        raise ValueError("image dependence needs at least one document")
+    return float(kl.double().mean())
