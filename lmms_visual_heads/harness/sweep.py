@@ -160,7 +160,11 @@ def run(sweep: Sweep, checkpoints: dict[str, str], start: Start = start_lmms_eva
         tables = sorted(_tables(heads) - tables_before)
         if not results or not tables:
             what = "results" if not results else "tables"
-            yield name, "failed", f"lmms-eval left no {what} (exit status {status}); the reason stands above and in {log}"
+            yield (
+                name,
+                "failed",
+                f"lmms-eval left no {what} (exit status {status}); the reason stands above and in {log}",
+            )
             continue
         note = sweep.facts() | {
             "name": name,
