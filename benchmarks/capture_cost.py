@@ -10,6 +10,7 @@ Random weights, no lmms-eval, no checkpoint. Writes table.csv, picture.svg and R
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from itertools import product
@@ -44,6 +45,10 @@ SHOWN = (
     "visual_tokens", "batch", "new_tokens", "shape", "method", "seconds", "ratio", "ratio_low", "ratio_high", "own_percent",
     "peak_mib", "peak_ratio", "same_answer", "note",
 )  # fmt: skip
+
+
+UNFINISHED = "unfinished.jsonl"
+"""In the output folder while the grid is not done: the cells that are."""
 
 
 def measured_cell(
@@ -121,16 +126,32 @@ def shape_of(arguments: argparse.Namespace, n_images: int, batch: int, new_token
     return ("small", "wide", "narrow", "narrow")[level]
 
 
-def measure(arguments: argparse.Namespace) -> pd.DataFrame:
-    """The whole grid."""
+def measure(arguments: argparse.Namespace, out: Path) -> pd.DataFrame:
+    """The whole grid; cells that an interrupted run with the same settings has measured are taken from `out`."""
+    kept = out / UNFINISHED
+    settings = [arguments.repeats, arguments.methods, arguments.dtype, arguments.device, torch.__version__]
+    known = {}
+    if kept.exists():
+        for line in kept.read_text().splitlines():
+            cell = json.loads(line)
+            known[json.dumps(cell["key"])] = cell["rows"]
+    out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     models: dict[str, Any] = {}
     for batch, n_images, new_tokens in product(arguments.batch, arguments.images, arguments.new_tokens):
         shape = shape_of(arguments, n_images, batch, new_tokens)
+        key = json.dumps([shape, n_images, batch, new_tokens, *settings])
+        if key in known:
+            print(f"measured before: {shape}, {n_images} images, batch {batch}, {new_tokens} new tokens", flush=True)
+            rows += known[key]
+            continue
         if shape not in models:
             models[shape] = build(SHAPES[shape], arguments.device, getattr(torch, arguments.dtype))
         names = tuple(arguments.methods)
-        rows += measured_cell(models[shape], shape, n_images, batch, new_tokens, arguments.repeats, names)
+        cell = measured_cell(models[shape], shape, n_images, batch, new_tokens, arguments.repeats, names)
+        with kept.open("a") as lines:
+            lines.write(json.dumps({"key": json.loads(key), "rows": cell}, default=float) + "\n")
+        rows += cell
     return pd.DataFrame(rows)
 
 
@@ -243,8 +264,8 @@ def main() -> None:
     arguments.dtype = arguments.dtype or "float32"
     if arguments.quick:
         arguments.images, arguments.batch, arguments.new_tokens = [1], [1, 2], [1, 2]
-    frame = measure(arguments)
     disk = bytes_per_document(documents=8 if arguments.quick else 64)
+    frame = measure(arguments, out)
     methods = " · ".join(f"`{name}`: {text}" for name, text in EXPLAINED.items())
     write_page(
         out,
@@ -270,6 +291,7 @@ def main() -> None:
         targets(frame, disk),
         draw,
     )  # fmt: skip
+    (out / UNFINISHED).unlink()
 
 
 def _sizes(names: list[str]) -> str:
