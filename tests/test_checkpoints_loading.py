@@ -115,7 +115,13 @@ def test_bin_weights_and_shards(tiny, tmp_path: Path) -> None:
     (pickled / "model.safetensors").unlink()
     expected = whole.attention_rows(noise_image(), QUESTION).values
     for copied in (shards, pickled):
-        assert torch.equal(load_model(copied, device="cpu").attention_rows(noise_image(), QUESTION).values, expected)
+        loaded = load_model(copied, device="cpu")
+        pairs = zip(loaded.model.named_parameters(), whole.model.named_parameters(), strict=True)
+        assert all(name == other and torch.equal(one, two) for (name, one), (other, two) in pairs)
+        # Products may differ in the last bits with where the weights lie in memory.
+        torch.testing.assert_close(
+            loaded.attention_rows(noise_image(), QUESTION).values, expected, atol=1e-5, rtol=1e-5
+        )
     next(shards.glob("model-00002-*.safetensors")).unlink()
     assert "weight files must be whole" in refusal(shards)
 

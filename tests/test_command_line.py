@@ -63,13 +63,3 @@ def test_a_mistake_of_visual_heads_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("visual-heads: ")
-
-
-def test_the_capture_benchmark_runs_small(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parent.parent
-    words = [sys.executable, str(root / "benchmarks" / "capture_cost.py"), "--images", "1", "--repeats", "1"]
-    subprocess.run([*words, "--out", str(tmp_path)], check=True, capture_output=True)
-    table = pd.read_csv(tmp_path / "table.csv")
-    assert set(table.method) == {"off", "ours", "eager"}
-    assert table.same_answer.all()
-    assert "Remake: `python benchmarks/capture_cost.py" in (tmp_path / "README.md").read_text()
