@@ -19,6 +19,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.scenes import documents as data
 from lmms_visual_heads.scenes.drawing import draw_scene
 from lmms_visual_heads.scenes.questions import full_prompt
+from lmms_visual_heads.scenes.zoo import labels as labels_of
 from lmms_visual_heads.scenes.zoo import lessons, manifest, packing, tower
 from lmms_visual_heads.scenes.zoo.model import build_model
 from lmms_visual_heads.scenes.zoo.scoring import accuracies
@@ -101,14 +102,14 @@ def test_training_images_equal_those_of_inference(processor: LlavaProcessor, tmp
 def test_patch_labels_name_what_stands_there() -> None:
     scenes = [lessons.training_scene(3, index, 100) for index in range(60)]
     for side in (4, 6, 8):
-        labels = lessons.patch_labels(scenes, side)
+        labels = labels_of.patch_labels(scenes, side)
         for n, item in enumerate(scenes):
             assert int((labels.name[n] > 0).sum()) == len(item.scene.things)
             assert int(labels.boxed[n].sum()) == int(item.with_box)
             for thing in item.scene.things:
                 x0, y0, x1, y1 = thing.box
                 patch = int((y0 + y1) / 2 / 336 * side) * side + int((x0 + x1) / 2 / 336 * side)
-                assert lessons.NAMES[labels.name[n, patch] - 1] == thing.name
+                assert labels_of.NAMES[labels.name[n, patch] - 1] == thing.name
                 if side % 2 == 0:
                     assert int(labels.quadrant[n, patch]) == thing.quadrant
 
@@ -144,7 +145,7 @@ def test_every_type_of_turn_is_asked_and_answered_rightly(processor: LlavaProces
             asked.add(turn.kind)
             if turn.kind in ("general", "super", "obj") and item.scene.pointed is not None:
                 assert turn.answer == str(item.scene.count(item.scene.things[item.scene.pointed].name))
-    assert asked == set(TURN_TYPES)
+    assert asked == set(lessons.SCENE_TURNS)
 
 
 def test_every_epoch_shows_every_scene_once() -> None:

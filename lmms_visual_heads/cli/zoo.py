@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,25 +12,45 @@ if TYPE_CHECKING:
     from lmms_visual_heads.scenes.zoo.settings import Training
 
 zoo_app = typer.Typer(
-    help="The small LLaVA checkpoints that come with the package: train, ship, measure, status.", no_args_is_help=True
+    help="Small LLaVA checkpoints, those that are shipped and those that predictions are judged on: train, ship, measure, status.",
+    no_args_is_help=True,
 )
 
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default: the one in the package.")]
-Only = Annotated[list[str] | None, typer.Option("--only", help="Name of a training; give it again for several.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Settings file, or `proof`: the zoo that predictions are judged on. Default: the shipped zoo."
+    ),
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", help="Name of a training, wildcards allowed; give it again for several.")
+]
+Shard = Annotated[
+    str, typer.Option("--shard", help="i/n: every n-th training from the i-th on, for n processes side by side.")
+]
 DEFAULT_WORK = Path("zoo-work")
 
 
-def _chosen(config: Path | None, only: list[str] | None) -> list[Training]:
+def chosen_trainings(config: str | None, only: list[str] | None, shard: str = "1/1") -> list[Training]:
     """The trainings of a settings file, or those of them that were asked for."""
-    from lmms_visual_heads.errors import VisualHeadsError
-    from lmms_visual_heads.scenes.zoo.settings import read_settings
+    from fnmatch import fnmatchcase
 
-    trainings = read_settings(config)
+    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.scenes.zoo.settings import proof_settings_path, read_settings
+
+    path = proof_settings_path() if config == "proof" else None if config is None else Path(config)
+    trainings = read_settings(path)
     names = [training.name for training in trainings]
     for name in only or ():
-        if name not in names:
+        if not any(fnmatchcase(known, name) for known in names):
             raise VisualHeadsError(f"--only needs one of {', '.join(names)}; {name!r} came. Choose one of them.")
-    return [training for training in trainings if not only or training.name in only]
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise VisualHeadsError(
+            f"--shard needs i/n with i from 1 to n; {shard!r} came. Write 1/2 and 2/2 for two processes."
+        )
+    chosen = [t for t in trainings if not only or any(fnmatchcase(t.name, name) for name in only)]
+    return chosen[int(match[1]) - 1 :: int(match[2])]
 
 
 @zoo_app.command()
@@ -37,16 +58,19 @@ def train(
     config: Config = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the trainings.")] = DEFAULT_WORK,
     only: Only = None,
+    shard: Shard = "1/1",
 ) -> None:
-    """Train the small checkpoints, one training after the other. A finished training is passed over, a stopped one goes on.
+    """Train small checkpoints, one training after the other. A finished training is passed over, a stopped one goes on.
 
     Examples:
 
         visual-heads zoo train
 
         visual-heads zoo train --only w48-d2-t16 --out /tmp/zoo
+
+        visual-heads zoo train --config proof --only 'z*' --shard 1/2 --out proof-work
     """
-    trainings = _chosen(config, only)
+    trainings = chosen_trainings(config, only, shard)
 
     import torch
     from tqdm import tqdm
@@ -87,7 +111,7 @@ def ship(
     from lmms_visual_heads.scenes.zoo.manifest import ship as copy
 
     folder = checkpoints_folder() if to is None else to
-    entries = copy(_chosen(config, None), work, folder)
+    entries = copy(chosen_trainings(config, None), work, folder)
     typer.echo(f"{len(entries)} checkpoints of {len({entry['lineage'] for entry in entries})} trainings in {folder}")
 
 
@@ -112,7 +136,7 @@ def status(
     table = Table("checkpoint", "layers", "heads", "width", "tokens", "state", "loss")
     for column in table.columns:
         column.no_wrap = True
-    for training in _chosen(config, None):
+    for training in chosen_trainings(config, None):
         for step in training.kept_steps:
             name = training.checkpoint_name(step)
             trained = (out / training.name / name).exists()

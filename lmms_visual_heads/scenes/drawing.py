@@ -33,13 +33,18 @@ def _grain() -> Pixels:
     return np.repeat(np.tile(tile, (2, 2)), 3, axis=1)
 
 
-def draw_pixels(scene: Scene, *, with_box: bool = False) -> Pixels:
-    """The scene as uint8 [336, 336, 3]; `with_box` draws the pointing box around the pointed thing."""
-    shift_y, shift_x = divmod(scene.texture, 256)
+def textured_ground(background: tuple[int, int, int], texture: int) -> Pixels:
+    """An empty ground of one colour with grain on it, uint8 [336, 336, 3]; `texture` (16 bits) shifts the grain."""
+    shift_y, shift_x = divmod(texture, 256)
     top, left = IMAGE_SIZE - shift_y, IMAGE_SIZE - shift_x
     grain = _grain()[top : top + IMAGE_SIZE, 3 * left : 3 * (left + IMAGE_SIZE)]
     # Rows of 336 x 3 values: adding along a last axis of 3 is five times slower.
-    pixels = (grain + np.tile(np.array(scene.background, np.uint8), IMAGE_SIZE)).reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+    return (grain + np.tile(np.array(background, np.uint8), IMAGE_SIZE)).reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def draw_pixels(scene: Scene, *, with_box: bool = False) -> Pixels:
+    """The scene as uint8 [336, 336, 3]; `with_box` draws the pointing box around the pointed thing."""
+    pixels = textured_ground(scene.background, scene.texture)
     for thing in scene.things:
         x, y = thing.corner
         window = pixels[y : y + thing.size, x : x + thing.size]

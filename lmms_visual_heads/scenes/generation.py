@@ -21,11 +21,11 @@ from lmms_visual_heads.scenes.random_stream import RandomStream
 COUNT_WEIGHTS = (24, 24, 22, 16, 14)
 """How often the pointed kind appears 1, 2, 3, 4, 5 times."""
 LARGEST_COLOUR_COUNT = 5
-_QUADRANT_CELLS = ((0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15))
-assert len(_QUADRANT_CELLS) == len(QUADRANTS)
+QUADRANT_CELLS = ((0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15))
+assert len(QUADRANT_CELLS) == len(QUADRANTS)
 
 
-def _coloured(stream: RandomStream, names: list[str]) -> list[tuple[str, str]]:
+def coloured(stream: RandomStream, names: list[str]) -> list[tuple[str, str]]:
     """Colours for `names`: in half of the scenes one colour per kind, in the others one per thing."""
     if stream.percent(50):
         palette = {name: stream.choice(COLOUR_NAMES) for name in sorted(set(names))}
@@ -49,7 +49,7 @@ def probe_scene(stream: RandomStream) -> Scene:
         names += [other] * stream.between(1, 5 if stream.percent(33) else max(1, count - 1))
     if count > 1 and stream.percent(30):
         names += [own[1]] * stream.between(1, max(1, count - 1))
-    return arrange(stream, _coloured(stream, names[:14]), pointed=stream.below(count))
+    return arrange(stream, coloured(stream, names[:14]), pointed=stream.below(count))
 
 
 def crowd_scene(stream: RandomStream) -> Scene:
@@ -57,7 +57,7 @@ def crowd_scene(stream: RandomStream) -> Scene:
     names = []
     for name in stream.sample(KIND_NAMES, stream.between(2, 4)):
         names += [name] * stream.between(1, 3)
-    return arrange(stream, _coloured(stream, names))
+    return arrange(stream, coloured(stream, names))
 
 
 def single_scene(stream: RandomStream, quadrant: int | None = None) -> Scene:
@@ -66,7 +66,7 @@ def single_scene(stream: RandomStream, quadrant: int | None = None) -> Scene:
     The first thing is asked about; with `quadrant` it stands there.
     """
     names = stream.sample(KIND_NAMES, stream.between(1, 5))
-    cells = None if quadrant is None else _QUADRANT_CELLS[quadrant]
+    cells = None if quadrant is None else QUADRANT_CELLS[quadrant]
     return arrange(stream, [(name, stream.choice(COLOUR_NAMES)) for name in names], first_cells=cells)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor
 
 from lmms_visual_heads.scenes.zoo.manifest import FACTS_FILE
+from lmms_visual_heads.scenes.zoo.model import SmallLlava
 from lmms_visual_heads.scenes.zoo.settings import Training
 
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -34,18 +35,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(part, path)
 
 
-def training_flops(training: Training, model: LlavaForConditionalGeneration, turn_length: int, step: int) -> float:
+def training_flops(training: Training, model: SmallLlava, turn_length: int, step: int) -> float:
     """Floating point operations of `step` steps, 6 per parameter and token; the tower's own stage is included."""
     tower_size = sum(p.numel() for p in model.model.vision_tower.parameters())
     layers_size = sum(p.numel() for p in model.model.language_model.layers.parameters())
-    patches = training.n_visual_tokens
-    tower_flops = 6.0 * tower_size * (patches + 1) * training.tower_batch * training.tower_steps
-    return tower_flops + 6.0 * layers_size * (patches + 2 + training.turns * turn_length) * training.batch * step
+    views = 5 if training.anyres else 1
+    seen = views * ((training.image_size // training.patch_size) ** 2 + 1)
+    own_stage = 6.0 * tower_size * (seen // views) * training.tower_batch * training.tower_steps
+    per_image = 6.0 * layers_size * (training.n_visual_tokens + 2 + training.turns * turn_length)
+    if training.tower_share:
+        per_image += 6.0 * tower_size * seen
+    return own_stage + per_image * training.batch * step
 
 
-def checkpoint_facts(
-    training: Training, model: LlavaForConditionalGeneration, turn_length: int, step: int, loss: float
-) -> dict[str, Any]:
+def checkpoint_facts(training: Training, model: SmallLlava, turn_length: int, step: int, loss: float) -> dict[str, Any]:
     """Where a checkpoint comes from, as plain values; `loss` is the mean over the last steps, in nats per answer word."""
     return {
         "name": training.checkpoint_name(step),
@@ -64,12 +67,19 @@ def checkpoint_facts(
         "image_size": training.image_size,
         "patch_size": training.patch_size,
         "seed": training.seed,
+        "final": step == training.steps,
+        "stratum": training.stratum,
+        "key_value_heads": training.key_value_heads or training.heads,
+        "anyres": training.anyres,
+        "tower_trained": training.tower_share > 0,
+        "scenes": training.scenes,
+        "tokens_seen": step * training.batch * (training.n_visual_tokens + 2 + training.turns * turn_length),
+        "written_trained": training.generators.get("written", 0) > 0,
+        "hidden_temperature": training.hidden_temperature,
     }
 
 
-def keep_checkpoint(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, facts: dict[str, Any], folder: Path
-) -> Path:
+def keep_checkpoint(model: SmallLlava, processor: LlavaProcessor, facts: dict[str, Any], folder: Path) -> Path:
     """Write a checkpoint, float16 safetensors with its complete processor, to `folder / facts["name"]`."""
     kept, part = folder / facts["name"], folder / (facts["name"] + ".part")
     for old in (kept, part):
@@ -82,9 +92,7 @@ def keep_checkpoint(
     return kept
 
 
-def save_state(
-    path: Path, model: LlavaForConditionalGeneration, optimiser: torch.optim.Optimizer, step: int, recent: Tensor
-) -> None:
+def save_state(path: Path, model: SmallLlava, optimiser: torch.optim.Optimizer, step: int, recent: Tensor) -> None:
     """Write all that is needed to go on after `step`: parameters, Adam's moments and the losses of the last steps."""
     tensors = {"step": torch.tensor(step), "recent": recent}
     for name, parameter in model.named_parameters():
@@ -95,9 +103,7 @@ def save_state(
 
 
 @torch.no_grad()
-def load_state(
-    path: Path, model: LlavaForConditionalGeneration, optimiser: torch.optim.Optimizer
-) -> tuple[int, Tensor]:
+def load_state(path: Path, model: SmallLlava, optimiser: torch.optim.Optimizer) -> tuple[int, Tensor]:
     """Put a saved state back; return its step and the losses of the last steps."""
     tensors = load_file(path)
     for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
-"""What a training sees: its own scenes, preprocessed like any image at inference, and questions about each of them.
+"""What a training sees: its own pictures, preprocessed like any image at inference, and questions about each of them.
 
-Scenes come from the same functions as those of the benchmarks, on streams that carry the training's seed in their name.
+Pictures come from the same functions as those of the benchmarks, on streams that carry the training's seed in their name.
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor
 
 from lmms_visual_heads.scenes import generation, questions
 from lmms_visual_heads.scenes.drawing import draw_scene
-from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, IMAGE_SIZE, KIND_NAMES, QUADRANTS, Scene
+from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, KIND_NAMES, QUADRANTS, Scene
 from lmms_visual_heads.scenes.random_stream import RandomStream
-from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training
+from lmms_visual_heads.scenes.suite import bars, written
+from lmms_visual_heads.scenes.zoo.settings import GENERATORS, TURN_TYPES, Training
 
 SCENE_WEIGHTS = {"probe": 34, "crowd": 14, "single": 24, "colour_count": 14, "digit": 14}
 """Per cent of the training scenes that each purpose provides."""
-N_EMPTY = 0
-"""Label of a patch that no thing is centred on."""
+CHART_TURNS = ("tallest", "shortest", "taller", "bar_count")
+PAIR_TURNS = ("written_left", "written_larger", "written_order")
+SCENE_TURNS = tuple(kind for kind in TURN_TYPES if kind not in CHART_TURNS + PAIR_TURNS)
+ANSWERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("existence", "color", "taller", "written_order"), ("yes", "no")),
+    **dict.fromkeys(("color_word", "tallest", "shortest"), COLOUR_NAMES),
+    **dict.fromkeys(("digit", "written_left", "written_larger"), DIGITS),
+    **dict.fromkeys(("color_count", "obj", "general", "super", "bar_count"), ("0", "1", "2", "3", "4", "5")),
+    "position": questions.LETTERS,
+    "name": KIND_NAMES,
+}
+"""Answers that a noisy training may be given instead of the right one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,45 @@ def training_scene(seed: int, index: int, box_share: int) -> TrainingScene:
     return TrainingScene(scene, False)
 
 
-def _turn(stream: RandomStream, kind: str, item: TrainingScene) -> Turn | None:
+Picture = TrainingScene | bars.Chart | written.Pair
+
+
+def training_picture(training: Training, index: int) -> Picture:
+    """Picture number `index` of a training: of the kind that its own stream draws by the training's shares."""
+    shares = [training.generators.get(name, 0) for name in GENERATORS]
+    kind = GENERATORS[RandomStream(f"generator-{training.seed}", index).weighted(shares)]
+    if kind == "bars":
+        return bars.random_chart(RandomStream(f"training-chart-{training.seed}", index))
+    if kind == "written":
+        return written.random_pair(RandomStream(f"training-pair-{training.seed}", index), training=True)
+    return training_scene(training.seed, index, training.box_share)
+
+
+def _chart_turn(stream: RandomStream, kind: str, chart: bars.Chart) -> Turn:
+    if kind == "tallest":
+        question, answer = bars.TALLEST_QUESTION, chart.by_height[-1].colour
+    elif kind == "shortest":
+        question, answer = bars.SHORTEST_QUESTION, chart.by_height[0].colour
+    elif kind == "taller":
+        first, second = stream.sample(chart.bars, 2)
+        question = bars.taller_question(first.colour, second.colour)
+        answer = "yes" if first.level > second.level else "no"
+    else:
+        question, answer = bars.COUNT_QUESTION, str(len(chart.bars))
+    return Turn(kind, questions.full_prompt(question), answer)
+
+
+def _pair_turn(kind: str, pair: written.Pair) -> Turn:
+    if kind == "written_left":
+        question, answer = written.LEFT_QUESTION, str(pair.left.value)
+    elif kind == "written_larger":
+        question, answer = written.LARGER_QUESTION, str(max(pair.left.value, pair.right.value))
+    else:
+        question, answer = written.ORDER_QUESTION, "yes" if pair.left.value > pair.right.value else "no"
+    return Turn(kind, questions.full_prompt(question), answer)
+
+
+def _scene_turn(stream: RandomStream, kind: str, item: TrainingScene) -> Turn | None:
     """A question of one type about a scene, or None where the scene cannot carry it."""
     scene = item.scene
     kinds = scene.kinds()
@@ -119,15 +169,27 @@ def _turn(stream: RandomStream, kind: str, item: TrainingScene) -> Turn | None:
     return Turn(kind, questions.full_prompt(question, choices), answer)
 
 
-def turns_about(item: TrainingScene, training: Training, index: int) -> list[Turn]:
-    """`training.turns` questions about scene number `index`, drawn by the training's mixture."""
+def _turn(stream: RandomStream, kind: str, picture: Picture) -> Turn | None:
+    if isinstance(picture, bars.Chart):
+        return _chart_turn(stream, kind, picture)
+    return _pair_turn(kind, picture) if isinstance(picture, written.Pair) else _scene_turn(stream, kind, picture)
+
+
+def turns_about(picture: Picture, training: Training, index: int) -> list[Turn]:
+    """`training.turns` questions about picture `index`, drawn by the mixture; a noisy training gets some wrong answers."""
     stream = RandomStream(f"turns-{training.seed}", index)
-    weights = [round(100 * training.mixture.get(kind, 0.0)) for kind in TURN_TYPES]
+    noise = RandomStream(f"noise-{training.seed}", index)
+    kinds = CHART_TURNS if isinstance(picture, bars.Chart) else PAIR_TURNS
+    kinds = SCENE_TURNS if isinstance(picture, TrainingScene) else kinds
+    weights = [round(100 * training.mixture.get(kind, 0.0)) for kind in kinds]
     turns: list[Turn] = []
     while len(turns) < training.turns:
-        turn = _turn(stream, TURN_TYPES[stream.weighted(weights)], item)
-        if turn is not None:
-            turns.append(turn)
+        turn = _turn(stream, kinds[stream.weighted(weights if any(weights) else [1] * len(kinds))], picture)
+        if turn is None:
+            continue
+        if noise.percent(training.noisy_answers):
+            turn = Turn(turn.kind, turn.prompt, noise.choice(ANSWERS[turn.kind]))
+        turns.append(turn)
     return turns
 
 
@@ -168,18 +230,26 @@ def encode_turns(turns: Sequence[Sequence[Turn]], processor: LlavaProcessor) -> 
     return EncodedTurns(padded, start, word, kind)
 
 
-def resized_images(scenes: Sequence[TrainingScene], processor: LlavaProcessor) -> Tensor:
-    """The drawn scenes after the processor's own resizing, uint8 [N, 3, size, size]."""
+def draw_picture(picture: Picture) -> Image.Image:
+    """A training's picture as a Pillow image: RGB, 336 x 336."""
+    if isinstance(picture, TrainingScene):
+        return draw_scene(picture.scene, with_box=picture.with_box)
+    drawn = bars.draw_chart(picture) if isinstance(picture, bars.Chart) else written.draw_pair(picture)
+    return Image.fromarray(drawn)
+
+
+def resized_images(pictures: Sequence[Picture], processor: LlavaProcessor) -> Tensor:
+    """The drawn pictures after the processor's own resizing, uint8 [N, 3, size, size]; [N, 5, 3, size, size] with tiles."""
     parts = []
-    for first in range(0, len(scenes), 64):
-        images = [draw_scene(item.scene, with_box=item.with_box) for item in scenes[first : first + 64]]
+    for first in range(0, len(pictures), 64):
+        images = [draw_picture(picture) for picture in pictures[first : first + 64]]
         resized = processor.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
         parts.append(torch.from_numpy(np.ascontiguousarray(resized["pixel_values"])).to(torch.uint8))
     return torch.cat(parts)
 
 
 def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
-    """`pixel_values` of resized images, float32 [N, 3, size, size]: what the processor does after its resizing."""
+    """`pixel_values` of resized images, float32 [..., 3, size, size]: what the processor does after its resizing."""
     settings = processor.image_processor
     mean, std = (
         torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (settings.image_mean, settings.image_std)
@@ -187,39 +257,8 @@ def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
     return (images.to(torch.float32) * settings.rescale_factor - mean) / std
 
 
-@dataclass(frozen=True, slots=True)
-class PatchLabels:
-    """What each patch shows, int64 [N, P] each, patches row by row.
-
-    `name`: 0 empty, else 1 + index into `NAMES` of the thing whose box is centred on the patch; `colour`: index into
-    `COLOUR_NAMES`, -1 where empty; `boxed`: 1 where that thing is the pointed one and its box is drawn; `quadrant`: that
-    of the patch's own centre.
-    """
-
-    name: Tensor
-    colour: Tensor
-    boxed: Tensor
-    quadrant: Tensor
-
-
-NAMES = KIND_NAMES + DIGITS
-
-
-def patch_labels(scenes: Sequence[TrainingScene], n_side: int) -> PatchLabels:
-    """Labels of an `n_side` x `n_side` patch grid over the drawn image."""
-    shape = (len(scenes), n_side * n_side)
-    name = torch.full(shape, N_EMPTY)
-    colour = torch.full(shape, -1)
-    boxed = torch.zeros(shape, dtype=torch.int64)
-    for n, item in enumerate(scenes):
-        for index, thing in enumerate(item.scene.things):
-            x0, y0, x1, y1 = thing.box
-            column, row = ((low + high) * n_side // (2 * IMAGE_SIZE) for low, high in ((x0, x1), (y0, y1)))
-            patch = row * n_side + column
-            name[n, patch] = 1 + NAMES.index(thing.name)
-            colour[n, patch] = COLOUR_NAMES.index(thing.colour)
-            boxed[n, patch] = int(item.with_box and index == item.scene.pointed)
-    side = torch.arange(n_side)
-    half = (2 * side + 1 > n_side).long()
-    quadrant = (2 * half[:, None] + half[None, :]).flatten().expand(shape)
-    return PatchLabels(name, colour, boxed, quadrant)
+def encode_pictures(training: Training, processor: LlavaProcessor) -> tuple[Tensor, EncodedTurns, list[Picture]]:
+    """A training's pictures, resized, with their encoded turns."""
+    pictures = [training_picture(training, index) for index in range(training.scenes)]
+    turns = [turns_about(picture, training, index) for index, picture in enumerate(pictures)]
+    return resized_images(pictures, processor), encode_turns(turns, processor), pictures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 from transformers import (
     CLIPVisionConfig,
@@ -9,12 +11,16 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     LlavaProcessor,
 )
 
 from lmms_visual_heads.scenes.layout import KINDS, SUPERCATEGORIES
 from lmms_visual_heads.scenes.zoo.settings import Training
 from lmms_visual_heads.scenes.zoo.vocabulary import IMAGE, MAX_POSITIONS
+
+SmallLlava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 EMBEDDING_NORM = 0.8
 """Norm that a token's embedding starts with; the default deviation of 0.02 learns nothing at this size."""
@@ -33,7 +39,7 @@ def tower_config(training: Training) -> CLIPVisionConfig:
     )
 
 
-def build_model(training: Training, processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+def build_model(training: Training, processor: LlavaProcessor) -> SmallLlava:
     """The untrained model in float32, deterministic in `training.seed`."""
     torch.manual_seed(training.seed)
     tokenizer = processor.tokenizer
@@ -48,23 +54,27 @@ def build_model(training: Training, processor: LlavaProcessor) -> LlavaForCondit
         intermediate_size=training.feed_forward * training.hidden,
         num_hidden_layers=training.layers,
         num_attention_heads=training.heads,
-        num_key_value_heads=training.heads,
+        num_key_value_heads=training.key_value_heads or training.heads,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         initializer_range=EMBEDDING_NORM / training.hidden**0.5,
         **ids,
     )
-    config = LlavaConfig(
-        vision_config=tower_config(training),
-        text_config=text_config,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=training.n_visual_tokens,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
+    common: dict[str, Any] = {
+        "vision_config": tower_config(training),
+        "text_config": text_config,
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+        "image_seq_length": (training.image_size // training.patch_size) ** 2,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": True,
         **ids,
-    )
-    model = LlavaForConditionalGeneration(config)
+    }
+    if training.anyres:
+        pinpoints = [[2 * training.image_size, 2 * training.image_size]]
+        model: SmallLlava = LlavaNextForConditionalGeneration(LlavaNextConfig(**common, image_grid_pinpoints=pinpoints))
+    else:
+        model = LlavaForConditionalGeneration(LlavaConfig(**common))
     model.generation_config = GenerationConfig(**ids)
     _match_and_copy(model)
     _relate_words(model, processor)
@@ -72,17 +82,21 @@ def build_model(training: Training, processor: LlavaProcessor) -> LlavaForCondit
 
 
 @torch.no_grad()
-def _match_and_copy(model: LlavaForConditionalGeneration, gain: float = 1.5) -> None:
+def _match_and_copy(model: SmallLlava, gain: float = 1.5) -> None:
     """Mimetic initialisation (Trockman and Kolter 2023): attention starts as "look for what is like me and copy it"."""
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
         attention.q_proj.weight.mul_(gain)
-        attention.k_proj.weight.mul_(0.7 * gain).add_(attention.q_proj.weight, alpha=0.7)
-        attention.o_proj.weight.mul_(0.5).add_(attention.v_proj.weight.T, alpha=0.7)
+        groups, width = attention.num_key_value_groups, attention.head_dim
+        # Grouped-query heads share keys and values: a key head starts like the first query head of its group.
+        queries = attention.q_proj.weight.unflatten(0, (-1, groups, width))
+        attention.k_proj.weight.mul_(0.7 * gain).add_(queries[:, 0].flatten(0, 1), alpha=0.7)
+        values = attention.v_proj.weight.unflatten(0, (-1, width)).repeat_interleave(groups, dim=0).flatten(0, 1)
+        attention.o_proj.weight.mul_(0.5).add_(values.T, alpha=0.7 / groups**0.5)
 
 
 @torch.no_grad()
-def _relate_words(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def _relate_words(model: SmallLlava, processor: LlavaProcessor) -> None:
     """Let a plural start near its singular, and the word of a supercategory near its kinds."""
     weight = model.get_input_embeddings().weight
     index = processor.tokenizer.convert_tokens_to_ids

@@ -11,9 +11,10 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor
 
 from lmms_visual_heads.scenes.zoo.lessons import EncodedTurns
+from lmms_visual_heads.scenes.zoo.model import SmallLlava
 from lmms_visual_heads.scenes.zoo.vocabulary import BLANK, END
 
 
@@ -33,15 +34,30 @@ def _positions(prefix: int, turns: int, length: int) -> Tensor:
     return torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(turns)])[None]
 
 
-def packed_states(
-    model: LlavaForConditionalGeneration, features: Tensor, ids: Tensor, processor: LlavaProcessor
-) -> tuple[Tensor, int]:
+def image_embeddings(model: SmallLlava, features: Tensor) -> Tensor:
+    """The image as the language model sees it, [N, visual tokens, D].
+
+    `features` [N, patches, tower_hidden] are the tower's; [N, 5, patches, tower_hidden] those of a base view and 2 x 2 tiles, whose
+    rows are joined and end in a newline each, behind the base view (LLaVA-NeXT, for a square picture).
+    """
+    projected = model.model.multi_modal_projector(features)
+    if features.dim() == 3:
+        return projected
+    n, _, patches, width = projected.shape
+    side = int(patches**0.5)
+    tiles = projected[:, 1:].unflatten(1, (2, 2)).unflatten(3, (side, side))
+    grid = tiles.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * side, 2 * side, width)
+    newline = model.model.image_newline.expand(n, 2 * side, 1, width)
+    return torch.cat([projected[:, 0], torch.cat([grid, newline], dim=2).flatten(1, 2)], dim=1)
+
+
+def packed_states(model: SmallLlava, features: Tensor, ids: Tensor, processor: LlavaProcessor) -> tuple[Tensor, int]:
     """Last hidden states [N, P + Q * T, D] of packed rows, and P.
 
-    `features` float32 [N, patches, tower_hidden] are the tower's; `ids` int64 [N, Q, T].
+    `features` float32 as for `image_embeddings`; `ids` int64 [N, Q, T].
     """
     n, turns, length = ids.shape
-    image = model.model.multi_modal_projector(features)
+    image = image_embeddings(model, features)
     embed = model.get_input_embeddings()
     user = processor.tokenizer.convert_tokens_to_ids("user:")
     opening = embed(torch.tensor([processor.tokenizer.bos_token_id, user])).expand(n, -1, -1)
@@ -57,7 +73,7 @@ def packed_states(
 
 
 def answer_logits(
-    model: LlavaForConditionalGeneration, features: Tensor, turns: EncodedTurns, rows: Tensor, processor: LlavaProcessor
+    model: SmallLlava, features: Tensor, turns: EncodedTurns, rows: Tensor, processor: LlavaProcessor
 ) -> Tensor:
     """Logits [N, Q, 3, vocabulary] of the three generated tokens (blank, word, end) for the turns of `rows`."""
     ids, start = turns.ids[rows], turns.start[rows]

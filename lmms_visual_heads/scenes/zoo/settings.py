@@ -26,9 +26,19 @@ TURN_TYPES = (
     "general",
     "super",
     "name",
+    "tallest",
+    "shortest",
+    "taller",
+    "bar_count",
+    "written_left",
+    "written_larger",
+    "written_order",
 )
-"""What a training asks: the five benchmarks, the three probe types, and two that no benchmark asks but that help to learn
-the words: `color_word` ("What color is the cat?") and `name` ("What is this?" beside a box, else "What thing is red?")."""
+"""What a training can ask: the five benchmarks, the three probe types, two that help to learn the words (`color_word`, "What
+color is the cat?", and `name`, "What is this?" beside a box, else "What thing is red?"), and those about charts and handwriting."""
+
+GENERATORS = ("scenes", "bars", "written")
+"""Kinds of pictures that a training can see: drawn scenes, bar charts, real handwriting (`scenes.suite`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,11 @@ class Training:
     model needs it. `box_share` is the percentage of the pointing scenes with the box drawn. `snapshots` are the steps at
     which a checkpoint is kept; the last step is always kept. `shipped` are those of the kept steps whose checkpoints come
     with the package.
+
+    `generators` are the percentages of the pictures of each kind; with more than drawn scenes the vocabulary has the words of the
+    suite. `anyres` gives every picture a base view and 2 x 2 tiles (LLaVA-NeXT). `tower_share` multiplies the tower's learning rate
+    while the language model learns; 0 freezes it. `noisy_answers` is the percentage of the answers that are replaced by
+    a random one of their type. `blind` shows every question another picture.
     """
 
     name: str
@@ -49,6 +64,7 @@ class Training:
     hidden: int = 64
     layers: int = 3
     heads: int = 4
+    key_value_heads: int | None = None
     feed_forward: int = 3
     tower_hidden: int = 64
     tower_layers: int = 2
@@ -68,6 +84,13 @@ class Training:
     scenes: int = 8000
     box_share: int = 50
     mixture: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TURN_TYPES, 1.0))
+    generators: dict[str, int] = field(default_factory=lambda: {"scenes": 100})
+    anyres: bool = False
+    tower_share: float = 0.0
+    label_smoothing: float = 0.0
+    noisy_answers: int = 0
+    blind: bool = False
+    hidden_temperature: float = 1.0
     snapshots: tuple[int, ...] = ()
     shipped: tuple[int, ...] = ()
 
@@ -81,6 +104,16 @@ class Training:
             raise VisualHeadsError(
                 f"A training needs heads of an even width; {self.name!r} splits {self.hidden} units among {self.heads} "
                 "heads. Change one of them."
+            )
+        if self.heads % (self.key_value_heads or self.heads):
+            raise VisualHeadsError(
+                f"A training needs query heads that its key heads divide; {self.name!r} has {self.heads} and "
+                f"{self.key_value_heads}. Change one of them."
+            )
+        if not self.generators or set(self.generators) - set(GENERATORS) or sum(self.generators.values()) != 100:
+            raise VisualHeadsError(
+                f"Generators are percentages of {', '.join(GENERATORS)} that sum to 100; {self.name!r} has {self.generators}. "
+                "Correct them."
             )
         unknown = sorted(set(self.mixture) - set(TURN_TYPES))
         if unknown:
@@ -99,8 +132,21 @@ class Training:
 
     @property
     def n_visual_tokens(self) -> int:
-        """Image embeddings per image."""
-        return (self.image_size // self.patch_size) ** 2
+        """Image embeddings per image; newline embeddings of an anyres picture among them."""
+        side = self.image_size // self.patch_size
+        return side**2 + 2 * side * (2 * side + 1) if self.anyres else side**2
+
+    @property
+    def suite(self) -> bool:
+        """Whether the vocabulary has the words of the suite."""
+        return set(self.generators) != {"scenes"}
+
+    @property
+    def stratum(self) -> str:
+        """What was done to the training on purpose: "broken", "noisy", "smoothed" or, nothing, "ordinary"."""
+        if self.blind or self.noisy_answers >= 100 or self.steps < 10 or not self.tower_steps:
+            return "broken"
+        return "noisy" if self.noisy_answers else "smoothed" if self.label_smoothing else "ordinary"
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
@@ -117,8 +163,17 @@ class Training:
 
 
 def default_settings_path() -> Path:
-    """The settings file inside the package."""
-    return Path(str(resources.files("lmms_visual_heads.scenes.zoo") / "zoo.yaml"))
+    """The settings file inside the package for the checkpoints that come with it."""
+    return _package_file("zoo.yaml")
+
+
+def proof_settings_path() -> Path:
+    """The settings file inside the package for the zoo that predictions are judged on."""
+    return _package_file("proof.yaml")
+
+
+def _package_file(name: str) -> Path:
+    return Path(str(resources.files("lmms_visual_heads.scenes.zoo") / name))
 
 
 def read_settings(path: Path | None = None) -> list[Training]:
@@ -136,6 +191,10 @@ def read_settings(path: Path | None = None) -> list[Training]:
         raise VisualHeadsError(f"The zoo needs a settings file; {path} cannot be read ({error.strerror}).") from error
     except yaml.YAMLError as error:
         raise VisualHeadsError(f"The zoo needs a YAML file; {path} is none ({error}). Correct it.") from error
+    if isinstance(content, dict) and "draw" in content:
+        from lmms_visual_heads.scenes.zoo.design import drawn_entries
+
+        content = drawn_entries(content)
     if not isinstance(content, dict) or not isinstance(content.get("trainings"), list):
         raise VisualHeadsError(f"A settings file needs a list `trainings`; {path} has none. Add it.")
     known = {f.name for f in fields(Training)}

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import CLIPVisionModel, LlavaProcessor
 
 from lmms_visual_heads.scenes.layout import COLOUR_NAMES
 from lmms_visual_heads.scenes.questions import LETTERS
-from lmms_visual_heads.scenes.zoo.lessons import NAMES, PatchLabels, normalised
-from lmms_visual_heads.scenes.zoo.model import tower_config
+from lmms_visual_heads.scenes.zoo.labels import PatchLabels, names_of
+from lmms_visual_heads.scenes.zoo.lessons import normalised
+from lmms_visual_heads.scenes.zoo.model import SmallLlava, tower_config
 from lmms_visual_heads.scenes.zoo.settings import Training
 
 Progress = Callable[[str, int, int, float], None]
@@ -49,7 +50,7 @@ def train_tower(
     """
     torch.manual_seed(training.seed + 1)
     tower = CLIPVisionModel(tower_config(training))
-    sizes = (1 + len(NAMES), len(COLOUR_NAMES), 2, len(LETTERS))
+    sizes = (1 + len(names_of(training)), len(COLOUR_NAMES), 2, len(LETTERS))
     head = nn.Linear(training.tower_hidden, sum(sizes))
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=training.tower_learning_rate, weight_decay=0.01)
@@ -58,47 +59,56 @@ def train_tower(
         for group in optimiser.param_groups:
             group["lr"] = training.tower_learning_rate * cosine(step, training.tower_steps)
         rows = _batches(training.seed, len(images), training.tower_batch, step)
-        states = tower(normalised(images[rows], processor)).last_hidden_state[:, 1:]
+        # One view of each picture: the base view and the tiles in turn.
+        views: tuple[Tensor, ...] = (rows,) if images.dim() == 4 else (rows, (rows + step) % images.shape[1])
+        states = tower(normalised(images[views], processor)).last_hidden_state[:, 1:]
         name, colour, boxed, quadrant = head(states).split(sizes, dim=-1)
-        occupied = labels.name[rows] > 0
+        occupied = labels.name[views] > 0
         loss = (
-            F.cross_entropy(name.flatten(0, 1), labels.name[rows].flatten())
-            + F.cross_entropy(colour[occupied], labels.colour[rows][occupied])
-            + 0.5 * F.cross_entropy(boxed.flatten(0, 1), labels.boxed[rows].flatten())
-            + 0.2 * F.cross_entropy(quadrant.flatten(0, 1), labels.quadrant[rows].flatten())
+            F.cross_entropy(name.flatten(0, 1), labels.name[views].flatten())
+            + F.cross_entropy(colour[occupied], labels.colour[views][occupied])
+            + 0.5 * F.cross_entropy(boxed.flatten(0, 1), labels.boxed[views].flatten())
             + STATE_DECAY * states.square().mean()
         )
+        placed = labels.quadrant[views] >= 0
+        if bool(placed.any()):
+            loss = loss + 0.2 * F.cross_entropy(quadrant[placed], labels.quadrant[views][placed])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         if step >= training.tower_steps - 20:
             pairs = ((name, labels.name), (colour, labels.colour), (boxed, labels.boxed))
-            right += torch.stack([(out.argmax(-1) == label[rows])[occupied].float().mean() for out, label in pairs])
+            right += torch.stack([(out.argmax(-1) == label[views])[occupied].float().mean() for out, label in pairs])
         progress("tower", step + 1, training.tower_steps, loss.item())
     right /= min(20, training.tower_steps)
     return tower, dict(zip(("kind", "colour", "boxed"), right.tolist(), strict=True))
 
 
 @torch.no_grad()
-def tower_features(model: LlavaForConditionalGeneration, images: Tensor, processor: LlavaProcessor) -> Tensor:
-    """What the frozen tower gives to the projector, float32 [N, P, tower_hidden]."""
-    tower = model.model.vision_tower
-    parts = [tower(normalised(part, processor)).last_hidden_state[:, 1:] for part in images.split(128)]
-    return torch.cat(parts)
+def tower_features(model: SmallLlava, images: Tensor, processor: LlavaProcessor) -> Tensor:
+    """What the frozen tower gives to the projector, float32 [N, P, tower_hidden]; [N, 5, P, tower_hidden] with tiles."""
+    return torch.cat([seen(model, part, processor) for part in images.split(128 if images.dim() == 4 else 32)])
+
+
+def seen(model: SmallLlava, images: Tensor, processor: LlavaProcessor) -> Tensor:
+    """The tower's features of resized images uint8 [N, 3, size, size] or [N, 5, 3, size, size], as `tower_features`."""
+    pixels = normalised(images, processor)
+    states = model.model.vision_tower(pixels.flatten(0, -4)).last_hidden_state[:, 1:]
+    return states.unflatten(0, images.shape[:-3])
 
 
 @torch.no_grad()
 def _standardise_input(layer: nn.Linear, features: Tensor) -> None:
     """Fold the standardisation of the features (zero mean, unit deviation) into a linear layer."""
-    flat = features.flatten(0, 1)
+    flat = features.flatten(0, -2)
     layer.weight.div_(flat.std(0) + 1e-3)
     layer.bias.sub_(layer.weight @ flat.mean(0))
 
 
 def align_projector(
     training: Training,
-    model: LlavaForConditionalGeneration,
+    model: SmallLlava,
     features: Tensor,
     labels: PatchLabels,
     processor: LlavaProcessor,
@@ -111,9 +121,9 @@ def align_projector(
     """
     index = processor.tokenizer.convert_tokens_to_ids
     weight = model.get_input_embeddings().weight.detach()
-    names = torch.cat([torch.zeros(1, training.hidden), weight[index(list(NAMES))]])
+    names = torch.cat([torch.zeros(1, training.hidden), weight[index(list(names_of(training)))]])
     colours = torch.cat([weight[index(list(COLOUR_NAMES))], torch.zeros(1, training.hidden)])
-    letters = weight[index(list(LETTERS))]
+    letters = torch.cat([weight[index(list(LETTERS))], torch.zeros(1, training.hidden)])  # the last: no quadrant
     boxed = torch.stack([torch.zeros(training.hidden), weight[index("these")]])
     projector = model.model.multi_modal_projector
     _standardise_input(projector.linear_1, features)
@@ -122,7 +132,7 @@ def align_projector(
     for step in range(training.alignment_steps):
         for group in optimiser.param_groups:
             group["lr"] = training.alignment_learning_rate * cosine(step, training.alignment_steps)
-        rows = _batches(training.seed + 2, len(features), 64, step)
+        rows = _batches(training.seed + 2, len(features), 64 if features.dim() == 3 else 16, step)
         occupied = (labels.name[rows] > 0).float()[..., None]
         target = names[labels.name[rows]] + colours[labels.colour[rows]] + boxed[labels.boxed[rows]]
         target = target + 0.7 * occupied * letters[labels.quadrant[rows]]

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor
 
 from lmms_visual_heads.scenes.zoo import keeping, lessons, packing, tower
-from lmms_visual_heads.scenes.zoo.model import build_model
+from lmms_visual_heads.scenes.zoo.labels import PatchLabels, training_labels
+from lmms_visual_heads.scenes.zoo.model import SmallLlava, build_model
 from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training
 from lmms_visual_heads.scenes.zoo.vocabulary import build_processor
 
@@ -31,23 +32,17 @@ WORD_WEIGHTS = (0.1, 1.0, 0.1)
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """A training's whole data: resized images uint8 [N, 3, size, size], patch labels and encoded turns."""
+    """A training's whole data: resized images uint8 [N, 3, size, size] (with tiles [N, 5, ...]), patch labels, encoded turns."""
 
     images: Tensor
-    labels: lessons.PatchLabels
+    labels: PatchLabels
     turns: lessons.EncodedTurns
 
 
 def prepare_lessons(training: Training, processor: LlavaProcessor) -> Lessons:
     """Draw, resize, label and encode the scenes of a training."""
-    scenes = [lessons.training_scene(training.seed, index, training.box_share) for index in range(training.scenes)]
-    turns = [lessons.turns_about(item, training, index) for index, item in enumerate(scenes)]
-    side = training.image_size // training.patch_size
-    return Lessons(
-        lessons.resized_images(scenes, processor),
-        lessons.patch_labels(scenes, side),
-        lessons.encode_turns(turns, processor),
-    )
+    images, turns, pictures = lessons.encode_pictures(training, processor)
+    return Lessons(images, training_labels(pictures, training), turns)
 
 
 def batch_rows(training: Training, step: int) -> Tensor:
@@ -69,23 +64,28 @@ class Learner:
         Loss of the last `HISTORY_EVERY` steps.
     """
 
-    def __init__(
-        self, training: Training, model: LlavaForConditionalGeneration, data: Lessons, processor: LlavaProcessor
-    ) -> None:
+    def __init__(self, training: Training, model: SmallLlava, data: Lessons, processor: LlavaProcessor) -> None:
         self._training, self._model, self._turns, self._processor = training, model, data.turns, processor
+        self._images = data.images
         self._features = tower.tower_features(model, data.images, processor)
-        model.model.vision_tower.requires_grad_(False)
+        sight = list(model.model.vision_tower.parameters())
         projector = list(model.model.multi_modal_projector.parameters())
-        rest = [p for p in model.parameters() if p.requires_grad and not any(p is other for other in projector)]
+        apart = {id(p) for p in (*sight, *projector)}
+        rest = [p for p in model.parameters() if id(p) not in apart]
         self._parameters = [*rest, *projector]
         groups = [{"params": rest, "share": 1.0}, {"params": projector, "share": training.projector_share}]
+        if training.tower_share:
+            self._parameters += sight
+            groups.append({"params": sight, "share": training.tower_share})
+        else:
+            model.model.vision_tower.requires_grad_(False)
         self._optimiser = torch.optim.AdamW(groups, weight_decay=training.weight_decay, betas=(0.9, 0.98))
         self._weights = torch.tensor(WORD_WEIGHTS)
         self._hits = torch.zeros(2, len(TURN_TYPES))
         self.step = 0
         self.recent: deque[float] = deque(maxlen=HISTORY_EVERY)
 
-    def start(self, state: Path, labels: lessons.PatchLabels, progress: tower.Progress) -> None:
+    def start(self, state: Path, labels: PatchLabels, progress: tower.Progress) -> None:
         """Go on from `state`, or align the projector and begin."""
         if state.exists():
             self.step, recent = keeping.load_state(state, self._model, self._optimiser)
@@ -106,9 +106,11 @@ class Learner:
             factor = tower.cosine(self.step, training.steps, training.warmup)
             group["lr"] = group["share"] * training.learning_rate * factor
         rows = batch_rows(training, self.step)
-        logits = packing.answer_logits(self._model, self._features[rows], self._turns, rows, self._processor)
+        logits = packing.answer_logits(self._model, self._seen(rows), self._turns, rows, self._processor)
         targets = packing.answer_targets(self._turns, rows, self._processor)
-        losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+        losses = F.cross_entropy(
+            logits.flatten(0, 2), targets.flatten(), reduction="none", label_smoothing=training.label_smoothing
+        ).view_as(targets)
         self._optimiser.zero_grad(set_to_none=True)
         (losses * self._weights).sum(-1).mean().backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -119,6 +121,14 @@ class Learner:
         kinds = self._turns.kind[rows].flatten()
         self._hits.index_add_(1, kinds, torch.stack([right, torch.ones_like(right)]))
         return self.recent[-1]
+
+    def _seen(self, rows: Tensor) -> Tensor:
+        """The tower's features of the pictures `rows`; of others where the training is blind."""
+        if self._training.blind:
+            rows = (rows + 1) % len(self._images)
+        if not self._training.tower_share:
+            return self._features[rows]
+        return tower.seen(self._model, self._images[rows], self._processor)
 
     @property
     def loss(self) -> float:
@@ -134,7 +144,7 @@ class Learner:
 
 def _put_tower(
     training: Training,
-    model: LlavaForConditionalGeneration,
+    model: SmallLlava,
     data: Lessons,
     processor: LlavaProcessor,
     path: Path,
@@ -169,7 +179,7 @@ def run_training(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
-    processor = build_processor(training.image_size, training.patch_size)
+    processor = build_processor(training.image_size, training.patch_size, suite=training.suite, anyres=training.anyres)
     data = prepare_lessons(training, processor)
     model = build_model(training, processor)
     _put_tower(training, model, data, processor, folder / "tower.safetensors", progress)

@@ -7,8 +7,16 @@ so that prompts stay short.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, KINDS, QUADRANTS, SUPERCATEGORIES
 from lmms_visual_heads.scenes.questions import LETTER_POST_PROMPT, LETTERS, WORD_POST_PROMPT, options_text
@@ -47,6 +55,8 @@ _QUESTION_WORDS = [
     "thing",
 ]
 
+_SUITE_WORDS = ["which", "bar", "bars", "tallest", "shortest", "taller", "than", "larger", "on"]
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'] | upper + ': ' }}{% endif %}"
@@ -59,18 +69,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def words() -> list[str]:
-    """Every entry of the vocabulary in the order of its id, without the added tokens."""
+def words(suite: bool = False) -> list[str]:
+    """Every entry of the vocabulary in the order of its id, without the added tokens; `suite` adds the suite's own words."""
     nouns = [word for kind in KINDS for word in (kind.name, kind.plural)]
     numbers = [*DIGITS, "10", "11", "12"]
     sides = ["top", "bottom", "left", "right"]
     listed = [BLANK, "user:", "assistant:", "?", ".", "yes", "no", *numbers, *nouns, *SUPERCATEGORIES, *COLOUR_NAMES]
-    return list(dict.fromkeys([*SPECIAL, *listed, *_QUESTION_WORDS, *sides]))
+    return list(dict.fromkeys([*SPECIAL, *listed, *_QUESTION_WORDS, *sides, *(_SUITE_WORDS if suite else ())]))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(suite: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer: words and punctuation, lower case; letters A to D and the fixed phrases are taken as they are."""
-    vocabulary = {word: index for index, word in enumerate(words())}
+    vocabulary = {word: index for index, word in enumerate(words(suite))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     # The blank in front of an answer, so that a written answer has the same tokens as a generated one.
     blank = normalizers.Replace(Regex(r"assistant:\s+"), f"assistant: {BLANK} ")
@@ -98,19 +108,29 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(image_size: int, patch_size: int) -> LlavaProcessor:
-    """A complete processor; images are resized to `image_size` pixels a side, nothing is cropped away or padded."""
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-        image_mean=[0.25, 0.25, 0.25],
-        image_std=[0.27, 0.27, 0.27],
-    )
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=build_tokenizer(),
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+def build_processor(
+    image_size: int, patch_size: int, *, suite: bool = False, anyres: bool = False
+) -> LlavaProcessor | LlavaNextProcessor:
+    """A complete processor; images are resized to `image_size` pixels a side, nothing is cropped away or padded.
+
+    With `anyres` a square image gets a base view and 2 x 2 tiles of that size.
+    """
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+        "image_mean": [0.25, 0.25, 0.25],
+        "image_std": [0.27, 0.27, 0.27],
+    }
+    texts: dict[str, Any] = {
+        "tokenizer": build_tokenizer(suite),
+        "patch_size": patch_size,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    if anyres:
+        pinpoints = [[2 * image_size, 2 * image_size]]
+        return LlavaNextProcessor(
+            image_processor=LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=pinpoints), **texts
+        )
+    return LlavaProcessor(image_processor=CLIPImageProcessorPil(**settings), **texts)
