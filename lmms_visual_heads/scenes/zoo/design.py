@@ -34,12 +34,13 @@ def drawn_entries(content: Mapping[str, Any]) -> dict[str, Any]:
     ----------
     content : mapping
         `draw`: list of {group, prefix, n, seed}; `factors`: name -> list of {weight, set: {setting: value}}; `skills`: list of
-        lists of turn types, each list weighted as one per training; `repeat`: names to be repeated from scratch with another seed.
+        lists of turn types, each list weighted as one per training; `override`: name -> settings that replace those drawn;
+        `repeat`: names to be repeated from scratch with another seed.
 
     Raises
     ------
     VisualHeadsError
-        If a group or a factor is not complete, or a training to repeat does not exist.
+        If a group or a factor is not complete, or a training to change or to repeat does not exist.
     """
     defaults = dict(content.get("defaults") or {})
     entries: list[dict[str, Any]] = []
@@ -51,6 +52,12 @@ def drawn_entries(content: Mapping[str, Any]) -> dict[str, Any]:
             )
         entries += _group(content, group)
     by_name = {entry["name"]: entry for entry in entries}
+    for name, changes in (content.get("override") or {}).items():
+        if name not in by_name:
+            raise VisualHeadsError(
+                f"Only a drawn training can be changed; {name!r} is none. Name one of {', '.join(by_name)}."
+            )
+        by_name[name].update(changes)
     for position, name in enumerate(content.get("repeat", ())):
         if name not in by_name:
             raise VisualHeadsError(
