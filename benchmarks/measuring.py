@@ -60,6 +60,20 @@ def seconds_of(way: Way) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def work_of(way: Way) -> dict[str, float]:
+    """Processor seconds inside the operating system and page faults of one run; nothing where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return {}
+    way.prepare()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    way.run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    faults = after.ru_minflt - before.ru_minflt
+    return {"kernel_seconds": after.ru_stime - before.ru_stime, "page_faults": float(faults)}
+
+
 def interleaved(ways: Mapping[str, Way], repeats: int) -> dict[str, list[float]]:
     """Seconds of every way, run in turn; each round begins with another way, so that a drift hits all alike."""
     names = list(ways)
@@ -216,8 +230,16 @@ def write_page(
     for paragraph in more:
         lines += [paragraph, ""]
     given = sys.argv[1:]
-    if "--out" in given:  # where a copy went says nothing
-        del given[given.index("--out") : given.index("--out") + 2]
+    for name in (
+        "--out",
+        "--only",
+        "--keep",
+        *(("--images", "--batch", "--new-tokens") if "--keep" in given else ()),
+    ):  # where a copy went says nothing; what remakes the page is the whole
+        if name in given:
+            place = given.index(name)
+            end = next((i for i, word in enumerate(given[place + 1 :], place + 1) if word.startswith("--")), len(given))
+            del given[place:end]
     command = " ".join(["python", _relative(sys.argv[0]), *given])
     lines += [f"Remake: `{command}`", ""]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
@@ -246,11 +268,14 @@ def grouped_bars(
     for number, name in enumerate(groups):
         part = frame[frame[group] == name]
         places = [labels.index(text) + (number - (len(groups) - 1) / 2) * height for text in part[label]]
-        bars = axes.barh(places, part[value], height=height * 0.9, label=name)
+        axes.barh(places, part[value], height=height * 0.9, label=name)
         if low is not None and high is not None:
             spread = [(part[value] - part[low]).clip(lower=0), (part[high] - part[value]).clip(lower=0)]
             axes.errorbar(part[value], places, xerr=spread, fmt="none", ecolor="black", elinewidth=0.8)
-        axes.bar_label(bars, fmt="%.2f", padding=8, fontsize=7)
+        ends = part[value] if high is None else part[[value, high]].max(axis=1)
+        for place, end, number in zip(places, ends, part[value], strict=True):
+            offset = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+            axes.annotate(f"{number:.2f}", (end, place), **offset)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.legend(fontsize=8)

@@ -1,7 +1,7 @@
 """Host memory of a long run's tables: fake documents through the recorder, its journal and the final tables.
 
 Every size runs in a fresh process that reports its peak resident memory; what the process holds before the first document is
-taken off. No model, no images. Writes table.csv and README.md.
+taken off. No model, no images. Writes table.csv, picture.svg and README.md.
 
     python benchmarks/memory.py                                   # 100,000 documents of 40 x 40 heads, and smaller sizes
     python benchmarks/memory.py --documents 500 1000 2000         # quick
@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
 LIMIT_MIB = 1024
 """Issue and promise: 100,000 documents on 40 x 40 heads stay under 1 GiB beside the model."""
 
@@ -47,7 +50,7 @@ def record(n_documents: int, n_layers: int, n_heads: int, folder: Path) -> dict[
     before, started = peak_mib(), time.perf_counter()
     for doc_id in range(n_documents):
         document = Document(
-            task="vhead_super", doc_id=doc_id, item_id=str(doc_id), images=[None], pointed_box=None,  # type: ignore[list-item]
+            task="vhead_super", doc_id=doc_id, item_id=str(doc_id), images=[None], boxes=(),  # type: ignore[list-item]
             digest=doc_id.to_bytes(16, "big"), wanted=True, padding_only=False,
         )  # fmt: skip
         recorder.recall(document, "0")
@@ -102,33 +105,50 @@ def main(arguments: list[str] | None = None) -> None:
         return
     import pandas as pd
 
-    frame = pd.DataFrame([measured(n, given.layers, given.heads) for n in given.documents])
-    given.out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(given.out / "table.csv", index=False)
+    page(pd.DataFrame([measured(n, given.layers, given.heads) for n in given.documents]), given.out)
+
+
+def page(frame: Any, out: Path) -> None:
+    """Table, picture and page; the largest number of documents decides."""
+    from measuring import Target, write_page
+
     largest = frame.iloc[-1]
-    verdict = "met" if largest["growth_mib"] < LIMIT_MIB else "missed"
-    lines = [
-        "# Host memory of a long run's tables",
-        "",
-        f"{int(largest['documents']):,} fake documents of {given.layers} x {given.heads} heads through recorder, journal and "
-        f"final tables: the process grows by {largest['growth_mib']:.0f} MiB at its peak (wanted: below {LIMIT_MIB} MiB for "
-        f"100,000 documents of 40 x 40 heads; {verdict}). Random statistics compress worse than real ones, so the file sizes "
-        "here are an upper bound.",
-        "",
-        frame.to_markdown(index=False) if _has_tabulate() else "```\n" + frame.to_string(index=False) + "\n```",
-        "",
-        f"Command: `python benchmarks/memory.py --documents {' '.join(map(str, given.documents))} --layers {given.layers} "
-        f"--heads {given.heads}`. `growth_mib`: peak resident memory less what the process held before the first document.",
-        "",
-    ]
-    (given.out / "README.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    n, grid = int(largest["documents"]), f"{int(largest['layers'])} x {int(largest['heads'])}"
+    found = float(largest["growth_mib"])
+    write_page(
+        out,
+        "Host memory of a long run's tables",
+        [
+            "Fake documents through recorder, journal and final tables, as a run puts them there; every size in a process of its "
+            "own. `growth mib`: peak resident memory less what the process held before the first document; `while recording` "
+            "without the last step, in which the journal becomes tables. Random statistics compress worse than real ones, so "
+            "`bytes per document` is an upper bound.",
+        ],
+        frame,
+        list(frame.columns),
+        [
+            Target(
+                f"{n:,} documents of {grid} heads in less than {LIMIT_MIB:,} MiB beside the model",
+                f"{found:.0f} MiB",
+                found < LIMIT_MIB,
+            )
+        ],
+        draw,
+    )
 
 
-def _has_tabulate() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("tabulate") is not None
+def draw(frame: Any, figure: Any) -> None:
+    """Growth over documents."""
+    axes = figure.subplots()
+    for name in ("growth_mib", "growth_while_recording_mib"):
+        axes.plot(frame["documents"], frame[name], marker="o", label=name.replace("_", " "))
+    axes.axhline(LIMIT_MIB, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(frame["documents"], [f"{n:,}" for n in frame["documents"]])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("documents")
+    axes.set_ylabel("MiB")
+    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

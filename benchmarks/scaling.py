@@ -29,6 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 MARK = "@measured "
 TOKENS = (144, 576, 1440, 2880, 5760)
 HEADS = (8, 16, 24, 32, 40)
+PARTS = ("visual tokens", "heads", "processes")
 QUANTITIES = ("off_seconds", "ours_seconds", "own_ms", "peak_mib", "rows_mib", "file_kib_per_document")
 
 
@@ -200,6 +201,8 @@ def draw(frame: Any, figure: Any) -> None:
             axes.plot(part["size"], part[quantity], marker="o", label=quantity.replace("_", " "))
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(part["size"], [f"{size:,}" for size in part["size"]])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(over)
         axes.legend(fontsize=8)
 
@@ -212,6 +215,9 @@ def main() -> None:
         "--rounds", type=int, default=4, help="starts of each number of processes; each gives two times"
     )
     parser.add_argument("--documents", type=int, default=24, help="of the probe, for the processes")
+    parser.add_argument(
+        "--only", choices=PARTS, nargs="+", default=list(PARTS), help="the rest is taken from table.csv"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", default=str(ROOT / "reports" / "capture_cost" / "scaling"))
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -225,13 +231,23 @@ def main() -> None:
 
     quick = arguments.quick
     tokens, heads, shape = (TOKENS[:2], HEADS[:2], "tiny") if quick else (TOKENS, HEADS, "small")
-    rows = over_tokens(tokens, shape, arguments.repeats) + over_heads(heads, arguments.repeats, 8 if quick else 32)
-    with tempfile.TemporaryDirectory() as temporary:
-        model = checkpoint(Path(temporary) / "random", quick)
-        rows += over_processes(model, 4 if quick else arguments.documents, 1 if quick else arguments.rounds)
-    frame = pd.DataFrame(rows)
-    found = slopes(frame)
     out = Path(arguments.out)
+    measured: list[Any] = []
+    if set(arguments.only) != set(PARTS):
+        before = pd.read_csv(out / "table.csv")
+        measured.append(before[~before["over"].isin(arguments.only)])
+    if "visual tokens" in arguments.only:
+        measured.append(pd.DataFrame(over_tokens(tokens, shape, arguments.repeats)))
+    if "heads" in arguments.only:
+        measured.append(pd.DataFrame(over_heads(heads, arguments.repeats, 8 if quick else 32)))
+    if "processes" in arguments.only:
+        with tempfile.TemporaryDirectory() as temporary:
+            model = checkpoint(Path(temporary) / "random", quick)
+            rows = over_processes(model, 4 if quick else arguments.documents, 1 if quick else arguments.rounds)
+        measured.append(pd.DataFrame(rows))
+    frame = pd.concat(measured).sort_values("over", key=lambda of: of.map(PARTS.index), kind="stable")
+    frame = frame.reset_index(drop=True)
+    found = slopes(frame)
     out.mkdir(parents=True, exist_ok=True)
     found.to_csv(out / "slopes.csv", index=False, float_format="%.4g")
 
@@ -261,7 +277,9 @@ def main() -> None:
             "through lmms-eval, started by "
             f"`torch.distributed.run` with gloo, one thread a process, {arguments.rounds} starts of each in turn with "
             "two measured runs each; the "
-            "slowest process's time in `generate_until` counts. `own ms`: the capture's own functions, timed directly.",
+            "slowest process's time in `generate_until` counts. `own ms`: the capture's own functions, timed directly."
+            + ("" if set(arguments.only) == set(PARTS) else f" {' and '.join(arguments.only).capitalize()}: in a run of their "
+               "own, after the others."),
         ],
         frame,
         ("over", "size", *QUANTITIES, "repeats"),

@@ -22,18 +22,27 @@ QUERIES = ("first_generated", "last_prompt")
 DEFAULT_QUERY = "first_generated"
 HEADS_SUFFIX = ".heads.parquet"
 ANSWERS_SUFFIX = ".answers.parquet"
+CAUSAL_SUFFIX = ".causal.parquet"
 PROBE_TASKS = tuple(f"vhead_{kind}{variant}" for variant in ("", "_visual") for kind in ("general", "obj", "super"))
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its Arrow type, unit, meaning, and whether a cell may be missing (null)."""
+    """One column: its Arrow type, unit, meaning, and whether a cell may be missing (null).
+
+    `added`: declared after the first files of this schema version were written; in a file without it every cell is missing.
+    """
 
     name: str
     type: pa.DataType
     unit: str
     meaning: str
     nullable: bool = False
+    added: bool = False
+
+    def __post_init__(self) -> None:
+        if self.added and not self.nullable:
+            raise ValueError(f"column {self.name!r} was added later, so it must be nullable")
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -41,6 +50,17 @@ def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
     return pa.schema(
         pa.field(c.name, c.type, nullable=c.nullable, metadata={"unit": c.unit, "meaning": c.meaning}) for c in columns
     )
+
+
+def declared(batch: pa.RecordBatch, columns: tuple[Column, ...]) -> pa.RecordBatch:
+    """The declared columns of `batch` in their order and types; a column that was added later and is not there is null."""
+    arrays = [
+        batch.column(c.name).cast(c.type)
+        if c.name in batch.schema.names or not c.added
+        else pa.nulls(len(batch), type=c.type)
+        for c in columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(columns))
 
 
 _KEY = (
@@ -103,6 +123,38 @@ ANSWER_COLUMNS = (
     ),
     Column("top_tokens", pa.list_(pa.int32()), "", "the 20 most probable first answer tokens", nullable=True),
     Column("top_probabilities", pa.list_(pa.float32()), "0..1", "their probabilities, largest first", nullable=True),
+    Column(
+        "swap_kl",
+        pa.float32(),
+        "nats",
+        "KL(p || p with the image of another document) of the first answer token; its mean is the image dependence",
+        nullable=True,
+        added=True,
+    ),
+    Column(
+        "blank_kl",
+        pa.float32(),
+        "nats",
+        "KL(p || p with a blank image) of the first answer token; its mean is the image dependence",
+        nullable=True,
+        added=True,
+    ),
+)
+
+EVERY = -1
+"""In a causal table: `head` of a whole layer's row, `layer` and `head` of the row of all heads."""
+
+CAUSAL_COLUMNS = (
+    *_KEY,
+    Column("layer", pa.int16(), "", "decoder layer, from 0; -1: all layers"),
+    Column("head", pa.int16(), "", "query head, from 0; -1: all heads of the layer"),
+    Column(
+        "kl",
+        pa.float32(),
+        "nats",
+        "KL(p || p with the cut) of the first answer token; its mean is the causal visual-head score",
+        nullable=True,
+    ),
 )
 
 SCORE_COLUMNS = (
@@ -151,4 +203,101 @@ PROFILE_COLUMNS = (
     Column("n_documents", pa.int32(), "documents", "documents behind the means"),
 )
 
-PREDICTION_COLUMNS = ("model", "benchmark", "predicted", "low", "high", "level", "baseline", "flags")
+PREDICTION_COLUMNS = ("model", "benchmark", "predicted", "low", "high", "level", "baseline", "flags", "method")
+
+ZOO_CONDITIONS = ("clean", "temperature", "corrupted")
+"""How a checkpoint of a measured zoo was asked: as it is; logits divided by its lineage's hidden temperature; images corrupted."""
+
+ZOO_STRATA = ("ordinary", "smoothed", "noisy", "broken")
+"""What was done to a training on purpose: nothing; label smoothing; noisy answers; something that must fail."""
+
+PROMPT_COUNTS = (16, 32, 64, 128, 256)
+"""Numbers of prompts behind the five entries of an answer statistic of a zoo."""
+
+ZOO_CHECKPOINT_COLUMNS = (
+    Column("model", pa.string(), "", "model name; joins all tables"),
+    Column("lineage", pa.string(), "", "training that the checkpoint comes from"),
+    Column("step", pa.int64(), "steps", "optimiser steps behind the checkpoint"),
+    Column("steps", pa.int64(), "steps", "optimiser steps of the whole training"),
+    Column("final", pa.bool_(), "", "the last checkpoint of its training"),
+    Column("stratum", pa.string(), "", "ordinary, smoothed, noisy or broken"),
+    Column("layers", pa.int64(), "layers", "decoder layers", nullable=True),
+    Column("heads", pa.int64(), "heads", "query heads per layer", nullable=True),
+    Column("key_value_heads", pa.int64(), "heads", "key heads per layer", nullable=True),
+    Column("hidden", pa.int64(), "units", "width of the language model", nullable=True),
+    Column("visual_tokens", pa.int64(), "tokens", "visual tokens per image", nullable=True),
+    Column("anyres", pa.bool_(), "", "base view and tiles", nullable=True),
+    Column("tower_trained", pa.bool_(), "", "the tower learnt with the language model", nullable=True),
+    Column("parameters", pa.int64(), "", "parameters in all", nullable=True),
+    Column("language_model_parameters", pa.int64(), "", "parameters of the language model", nullable=True),
+    Column("scenes", pa.int64(), "images", "different training images", nullable=True),
+    Column("answers_seen", pa.int64(), "answers", "answers trained on so far", nullable=True),
+    Column("tokens_seen", pa.float64(), "tokens", "tokens trained on so far", nullable=True),
+    Column("flops", pa.float64(), "FLOP", "floating point operations of the training so far", nullable=True),
+    Column("training_loss", pa.float64(), "nats", "mean loss of the answers over the last steps", nullable=True),
+    Column("written_trained", pa.bool_(), "", "saw real handwriting in training", nullable=True),
+    Column("hidden_temperature", pa.float64(), "", "divides the logits under the condition temperature", nullable=True),
+)
+
+ZOO_BENCHMARK_COLUMNS = (
+    Column("benchmark", pa.string(), "", "task name"),
+    Column("generator", pa.string(), "", "scenes, bars or written"),
+    Column("counting", pa.bool_(), "", "the answer is a count"),
+    Column("chance", pa.float64(), "0..1", "share of the most frequent answer"),
+    Column("n_items", pa.int64(), "items", "items of the benchmark"),
+)
+
+ZOO_ITEM_COLUMNS = (
+    Column("model", pa.string(), "", "model name"),
+    Column("benchmark", pa.string(), "", "task name"),
+    Column("condition", pa.string(), "", "clean, temperature or corrupted"),
+    Column("correct", pa.list_(pa.bool_()), "", "per item, in the order of doc_id: answered correctly"),
+    Column("confidence", pa.list_(pa.float32()), "0..1", "per item: largest probability of the first answer token"),
+    Column("entropy", pa.list_(pa.float32()), "nats", "per item: entropy of the first answer token", nullable=True),
+)
+
+ZOO_ANSWER_COLUMNS = (
+    Column("model", pa.string(), "", "model name"),
+    Column("task", pa.string(), "", "benchmark (own prompts) or probe task"),
+    Column("condition", pa.string(), "", "clean, temperature or corrupted"),
+    Column("n_prompts", pa.int32(), "prompts", "prompts behind the last entry"),
+    Column("accuracy", pa.float64(), "0..1", "share of correct answers over these prompts", nullable=True),
+    Column(
+        "confidence",
+        pa.list_(pa.float32()),
+        "0..1",
+        "mean confidence over the first 16, 32, 64, 128, 256 prompts",
+        nullable=True,
+    ),
+    Column("entropy", pa.list_(pa.float32()), "nats", "mean answer entropy over the same", nullable=True),
+    Column("information", pa.list_(pa.float32()), "nats", "answer information over the same", nullable=True),
+    Column("swap_kl", pa.list_(pa.float32()), "nats", "mean KL with another document's image", nullable=True),
+    Column("blank_kl", pa.list_(pa.float32()), "nats", "mean KL with a blank image", nullable=True),
+)
+
+ZOO_PROFILE_COLUMNS = (
+    *PROFILE_COLUMNS,
+    Column("grid_focus", pa.float32(), "nats", "focus of p on a common 4 x 4 grid of image content", nullable=True),
+    Column("sinkless_attention", pa.float32(), "0..1", "image attention without visual sink tokens", nullable=True),
+    Column(
+        "content_dependence",
+        pa.float32(),
+        "nats",
+        "H(mean p) - mean H(p) over documents on the common grid",
+        nullable=True,
+    ),
+    Column("image_log_share", pa.float32(), "nats", "ln(W K / number of visual tokens)", nullable=True),
+    Column("half", pa.int8(), "", "-1 all documents, 0 the even ones, 1 the odd ones"),
+    Column("condition", pa.string(), "", "clean"),
+)
+
+ZOO_CAUSAL_COLUMNS = (
+    Column("model", pa.string(), "", "model name"),
+    Column("task", pa.string(), "", "benchmark (own prompts) or probe task"),
+    Column("layer", pa.int16(), "", "decoder layer, from 0; -1: all heads of the model are cut"),
+    Column("head", pa.int16(), "", "query head, from 0; -1: the whole layer is cut"),
+    Column("kl", pa.float32(), "nats", "causal visual-head score, mean over documents", nullable=True),
+    Column("kl_half0", pa.float32(), "nats", "the same over the even documents", nullable=True),
+    Column("kl_half1", pa.float32(), "nats", "the same over the odd documents", nullable=True),
+    Column("n_documents", pa.int32(), "documents", "documents behind kl"),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lmms_visual_heads.capture import attention
 from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, last_query_row, visual_heads_attention
 from lmms_visual_heads.capture.rows import stack_rows
 from lmms_visual_heads.errors import VisualHeadsError
@@ -125,3 +127,32 @@ def test_rows_on_a_gpu_are_float32_exact_for_half_inputs(dtype: torch.dtype, key
         row = last_query_row(query.cuda(), key.cuda(), None, None).cpu()
     assert row.dtype == torch.float32
     torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_where_the_gpus_product_fails_the_keys_are_copied_and_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no product of half precision with float32 sums: it fails here as it would on a GPU without it."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 4, 1, 16).bfloat16(), torch.randn(1, 2, 30, 16).bfloat16()
+    monkeypatch.setattr(attention, "_is_half_on_gpu", lambda key: True)
+    monkeypatch.setattr(attention, "_products_in_float32", True)
+    said = r"no half-precision product with float32 sums .*copied to float32"
+    with torch.inference_mode(), pytest.warns(UserWarning, match=said):
+        row = last_query_row(query, key, None, None)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(last_query_row(query, key, None, None), row)
+    expected = slow_row(query, key, torch.ones(1, 30, dtype=torch.bool), 16**-0.5)
+    torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_memory_that_runs_out_in_the_product_is_no_missing_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    query, key = torch.randn(1, 4, 1, 16).bfloat16(), torch.randn(1, 2, 30, 16).bfloat16()
+    monkeypatch.setattr(attention, "_is_half_on_gpu", lambda key: True)
+    monkeypatch.setattr(attention, "_products_in_float32", True)
+    monkeypatch.setattr(torch, "bmm", full)
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
+        last_query_row(query, key, None, None)
+    assert attention._products_in_float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import socket
 import subprocess
@@ -12,17 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, Value
+from PIL import Image, ImageFile
 
 from lmms_visual_heads import load_model
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import tasks
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.tables import read_head_table
-from tests.lmms_tasks import InlineTask, answers, picture, questions, run
+from tests.lmms_tasks import InlineTask, answers, choices_task, picture, questions, run
 from tests.tiny import noise_image
 
 Tiny = Callable[[str], Path]
@@ -64,6 +68,82 @@ def test_an_unreadable_image_elsewhere_or_by_default_ends_the_run(tiny: Tiny, tm
             run(model, [task(name, {1})])
     with pytest.raises(VisualHeadsError, match="on_error must be stop or skip"):
         VisualHeadsLlava(pretrained="x", heads=str(tmp_path), on_error="pass")
+
+
+class PictureColumn(InlineTask):
+    """A task whose pictures stand in the data set itself, as most of lmms-eval's do; lmms-eval scores without them."""
+
+    def download(self, dataset_kwargs: Any = None) -> None:
+        features = Features({"image": datasets.Image(), "question": Value("string"), "answer": Value("string")})
+        whole = Dataset.from_list(self._documents, features=features)
+        self.dataset = DatasetDict({"test": whole})
+        self.dataset_no_image = DatasetDict({"test": whole.remove_columns("image")})
+
+
+def png(number: int) -> bytes:
+    content = io.BytesIO()
+    picture(number).save(content, "PNG")
+    return content.getvalue()
+
+
+def column(n: int) -> PictureColumn:
+    documents = [
+        {
+            "image": {"bytes": b"no picture" if i == 1 else png(i), "path": None},
+            "question": "How many?",
+            "answer": "red",
+        }
+        for i in range(n)
+    ]
+    return PictureColumn("pope", documents, doc_to_visual=lambda doc: [doc["image"]])
+
+
+def opened_late(n: int) -> InlineTask:
+    def visual(doc: dict[str, Any]) -> list[Any]:
+        number = doc["pictures"][0]
+        return [Image.open(io.BytesIO(png(number) if number != 10 else png(number)[:60]))]
+
+    return InlineTask("pope", questions(n), doc_to_visual=visual)
+
+
+def too_large(n: int) -> InlineTask:
+    def visual(doc: dict[str, Any]) -> list[Any]:
+        if doc["pictures"][0] == 10:
+            raise Image.DecompressionBombError("Image size (178956971 pixels) exceeds limit")
+        return [picture(doc["pictures"][0])]
+
+    return InlineTask("pope", questions(n), doc_to_visual=visual)
+
+
+@pytest.mark.parametrize("broken", [column, opened_late, too_large])
+def test_a_broken_picture_is_named_wherever_it_is_decoded(
+    tiny: Tiny, tmp_path: Path, broken: Callable[[int], InlineTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ImageFile, "LOAD_TRUNCATED_IMAGES", False
+    )  # lmms-eval sets it, and fills what is missing with grey
+    model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
+    with pytest.raises(VisualHeadsError, match="that of document 1 of task pope is not"):
+        run(model, [broken(3)])
+
+
+def test_a_run_that_leaves_every_document_out_has_failed(tiny: Tiny, tmp_path: Path) -> None:
+    model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path), on_error="skip")
+    with pytest.raises(VisualHeadsError, match="all 2 were left out"):
+        run(model, [task("vhead_super", {0, 1}, n=2)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_from_logits_that_are_not_finite_are_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
+    with torch.no_grad():
+        model.visual_model.model.lm_head.weight.fill_(float("nan"))
+    run(model, [InlineTask("t", questions(2))])
+    assert "the logits of 2 of 2 documents were not finite (the first: t 0)" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -114,6 +194,47 @@ def test_out_of_memory_in_the_first_a_middle_and_the_last_batch(tiny: Tiny, tmp_
     one, other = (read_head_table(tmp_path / name).frame for name in "ab")
     pd.testing.assert_frame_equal(one, other, atol=1e-5, rtol=1e-5)
     assert calls[bad + 1] == 1, "the batch was not halved"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_memory_that_runs_out_under_another_name_halves_the_batch(tiny: Tiny, tmp_path: Path, words: str) -> None:
+    same = [{**document, "question": "How many?"} for document in questions(4)]
+    for error, message in (
+        (RuntimeError(words), None),
+        (RuntimeError("CUDA error: an illegal memory access"), "illegal"),
+    ):
+        model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path), batch_size=4)
+        generate = model.visual_model.generate
+
+        def limited(batch: Any, generate: Any = generate, error: Exception = error, **more: Any) -> Any:
+            if len(batch) > 2:
+                raise error
+            return generate(batch, **more)
+
+        model.visual_model.generate = limited  # type: ignore[method-assign]
+        if message is None:
+            assert len(answers(run(model, [InlineTask("t", same)]), "t")) == 4
+            assert model.batch_size == 2
+        else:
+            with pytest.raises(RuntimeError, match=message):
+                run(model, [InlineTask("t", same)])
+
+
+def test_a_choice_that_does_not_fit_into_memory_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    model = VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.visual_model.score = full  # type: ignore[method-assign]
+    with pytest.raises(VisualHeadsError, match=r"document \d of task c does not. Free the device"):
+        run(model, [choices_task("c", 1)])
 
 
 SILENT = """

@@ -25,12 +25,13 @@ Tiny = Callable[[str], Path]
 KEY = ["task", "doc_id", "layer", "head"]
 
 
-def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables of a finished run, which has left nothing else."""
+def tables(folder: Path) -> tuple[pd.DataFrame, ...]:
+    """The tables of a finished run, which has left nothing else: heads, answers, and causal where heads were cut."""
     (heads,) = folder.glob("*.heads.parquet")
     (answer,) = folder.glob("*.answers.parquet")
-    assert {path.name for path in folder.iterdir()} == {heads.name, answer.name}
-    return pd.read_parquet(heads), pd.read_parquet(answer)
+    paths = [heads, answer, *folder.glob("*.causal.parquet")]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths}
+    return tuple(map(pd.read_parquet, paths))
 
 
 def model(tiny: Tiny, folder: Path, **more: Any) -> VisualHeadsLlava:
@@ -92,7 +93,8 @@ from tests.lmms_tasks import InlineTask, choices_task, questions, run
 checkpoint, heads, deadly = sys.argv[1], sys.argv[2], int(sys.argv[3])
 journal.FLUSH_SECONDS = 0.0
 journal.MOST_CHUNKS = 4
-model = VisualHeadsLlava(pretrained=checkpoint, heads=heads, capture_tasks="*", device="cpu")
+extra = {"image_control": "swap+blank", "knockout": "all+heads", "control_limit": "7"}
+model = VisualHeadsLlava(pretrained=checkpoint, heads=heads, capture_tasks="*", device="cpu", **extra)
 whole, seen = model.visual_model.generate, []
 
 def generate(batch, **more):
@@ -143,6 +145,8 @@ def test_two_processes_leave_the_table_of_one(tiny: Tiny, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     assert start(tiny("llava-llama"), tmp_path / "one").returncode == 0
     assert_same_tables(tmp_path / "two", tmp_path / "one")
+    _, answer, causal = tables(tmp_path / "two")
+    assert len(causal[["task", "doc_id"]].drop_duplicates()) == answer.swap_kl.notna().sum() == 7 + 5 + 3
 
 
 def test_a_process_that_dies_ends_the_run_and_what_it_measured_is_kept(tiny: Tiny, tmp_path: Path) -> None:

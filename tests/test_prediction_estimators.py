@@ -13,7 +13,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from lmms_visual_heads.prediction import LineageRidge, lineage_mean
 from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, LeftOutErrors, sampling_interval
 from lmms_visual_heads.prediction.protocol import BenchmarkModel, errors_of, evaluate
-from lmms_visual_heads.prediction.ridge import _blocks, _left_out_error, lineage_weights
+from lmms_visual_heads.prediction.ridge import _left_out_error
+from lmms_visual_heads.prediction.standardising import lineage_blocks, lineage_weights
 
 
 @parametrize_with_checks([LineageRidge()])
@@ -62,7 +63,7 @@ def test_the_fast_left_out_error_equals_the_slow_one(seed: int, alpha: float) ->
     Z -= np.average(Z, axis=0, weights=weights)
     root = np.sqrt(weights)
     u, s, _ = np.linalg.svd(root[:, None] * Z, full_matrices=False)
-    fast = _left_out_error(u * np.sqrt(s**2 / (s**2 + alpha)), root, y, _blocks(groups))
+    fast = _left_out_error(u * np.sqrt(s**2 / (s**2 + alpha)), root, y, lineage_blocks(groups))
     assert fast == pytest.approx(slow_left_out_error(Z, y, groups, alpha), rel=1e-8)
 
 

@@ -110,7 +110,7 @@ class TestPredicting:
         np.testing.assert_allclose(own, without.loc[own.index])
 
     def test_evaluation_and_errors(self, fitted: BenchmarkPredictor, old: HeadProfiles) -> None:
-        names = ["model", "lineage", "benchmark", "actual", "predicted", "low", "high", "baseline"]
+        names = ["model", "lineage", "benchmark", "actual", "predicted", "low", "high", "baseline", "method"]
         assert list(fitted.evaluation_.columns) == names
         assert len(fitted.evaluation_) == len(old.models) * 3
         assert fitted.evaluation_.notna().all(axis=None)
@@ -418,11 +418,11 @@ class TestFile:
     def test_newer_files_are_refused_by_name(self, path: Path, tmp_path: Path) -> None:
         def newer(content: dict[str, bytes]) -> None:
             content["manifest.json"] = json.dumps(
-                {**json.loads(content["manifest.json"]), "schema_version": 2}
+                {**json.loads(content["manifest.json"]), "schema_version": 3}
             ).encode()
 
         target = self.rewrite(path, tmp_path / "new.skops", newer)
-        with pytest.raises(VisualHeadsError, match=r"new\.skops has version 2\. Upgrade with: pip install"):
+        with pytest.raises(VisualHeadsError, match=r"new\.skops has version 3\. Upgrade with: pip install"):
             BenchmarkPredictor.load(target)
 
     @pytest.mark.parametrize("name", ["predictor.json", "estimators.skops"])

@@ -7,6 +7,7 @@ Units: probability mass 0..1 in float32. Shapes: B batch, H query heads, K key p
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ _UNSUPPORTED = {
 }
 
 _HALF = (torch.bfloat16, torch.float16)
-_PRODUCTS_IN_FLOAT32 = torch.version.cuda is not None and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+_products_in_float32 = torch.version.cuda is not None and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 def last_query_row(query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -67,11 +68,32 @@ def last_query_row(query: Tensor, key: Tensor, attention_mask: Tensor | None, sc
 def _float32_product(query: Tensor, key: Tensor) -> Tensor:
     """[N, G, D] and [N, K, D] -> [N, G, K] in float32, products and sums too, whatever the inputs' dtype.
 
-    On CUDA, half precision goes into the product as it is: no float32 copy of the keys is made.
+    On CUDA, half precision goes into the product as it is: no float32 copy of the keys is made. Where this torch, driver or
+    GPU has no such product, a warning says so once and the copy is made; the numbers are the same but for rounding.
     """
-    if key.is_cuda and key.dtype in _HALF and _PRODUCTS_IN_FLOAT32 and not torch.is_grad_enabled():
-        return torch.bmm(query, key.mT, out_dtype=torch.float32)
+    if _is_half_on_gpu(key) and _products_in_float32 and not torch.is_grad_enabled():
+        try:
+            return torch.bmm(query, key.mT, out_dtype=torch.float32)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+            _without_products_in_float32(error)
     return torch.bmm(query.float(), key.float().mT)
+
+
+def _is_half_on_gpu(key: Tensor) -> bool:
+    return key.is_cuda and key.dtype in _HALF
+
+
+def _without_products_in_float32(error: Exception) -> None:
+    global _products_in_float32
+    _products_in_float32 = False
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(
+        f"visual-heads: this GPU has no half-precision product with float32 sums ({reason}); the keys are copied to float32 "
+        "instead, which takes more time and memory and changes no number beyond rounding.",
+        stacklevel=2,
+    )
 
 
 def visual_heads_attention(

@@ -46,6 +46,12 @@ class Prefix:
     n: int
     _cache: Cache
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the keys and values that are held."""
+        tensors = [part for layer in self._cache.layers for part in (layer.keys, layer.values) if part is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def branch(self, rows: Sequence[int]) -> Cache:
         """A cache whose sequence b goes on from prefilled prompt `rows[b]`; the prefix itself stays as it is.
 

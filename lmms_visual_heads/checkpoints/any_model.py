@@ -70,6 +70,18 @@ class AnyVisualModel(VisualModel):
             for one, encoded in zip(generations, batch, strict=True)
         ]
 
+    def answer_logits(self, batch: Sequence[Encoded], blanks: Sequence[int] | None = None) -> Tensor:
+        """Logits [B, V] of the first answer token (see `VisualModel.answer_logits`): `generate` is made to write the blank."""
+        if len(batch) > 1 and not (self.encoder.stacks and stackable([encoded.inputs for encoded in batch])):
+            each = [None] * len(batch) if blanks is None else [[blank] for blank in blanks]
+            return torch.cat([self.answer_logits([one], blank) for one, blank in zip(batch, each, strict=True)])
+        tokens = torch.full((len(batch), 1), self.pad_token_id)
+        if blanks is not None:
+            tokens = torch.cat([torch.tensor(blanks)[:, None], tokens], dim=1)
+        with _failing_on(self, batch):
+            inputs = self._batch(batch, None)
+            return forced_generation(self.model, inputs, tokens, None, self.pad_token_id).logits[tokens.shape[1] - 1]
+
     @torch.inference_mode()
     def score(
         self, encoded: Encoded, continuation: str, *, query: str | None, prefix: Prefix | None = None

@@ -17,6 +17,7 @@ from transformers import Cache
 
 from lmms_visual_heads.capture.generation import check_query, generate_with_rows
 from lmms_visual_heads.capture.prefix import Prefix, can_reuse_prefix, prefill, prompt_rows
+from lmms_visual_heads.checkpoints.causal import LEVELS, Knockout, KnockoutMeter
 from lmms_visual_heads.checkpoints.encoding import Encoded, PromptEncoder
 from lmms_visual_heads.checkpoints.rows import AttentionRows
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_continuation
@@ -54,6 +55,11 @@ class Generation:
     text: str
     rows: Tensor | None
     answer: AnswerStatistics
+
+    @property
+    def blank(self) -> int | None:
+        """The first token, where it is a blank and the answer is the token after it."""
+        return self.token_ids[0] if self.answer.answer_token_index else None
 
 
 class VisualModel:
@@ -210,6 +216,44 @@ class VisualModel:
         """Log-likelihood of `continuation` as the assistant's answer (see `scoring.score_continuation`)."""
         check_query(query)
         return score_continuation(self, encoded, continuation, query, prefix)
+
+    @torch.inference_mode()
+    def answer_logits(self, batch: Sequence[Encoded], blanks: Sequence[int] | None = None) -> Tensor:
+        """Logits [B, V] float32 of each document's first answer token, in one pass.
+
+        Parameters
+        ----------
+        batch : sequence of Encoded
+            Of equal prompt length.
+        blanks : sequence of int, or None
+            Per document the blank token that its answer is made to begin with; the logits are those after it.
+        """
+        inputs = self._batch(batch, None)
+        if blanks is not None:
+            written = torch.tensor(blanks, device=inputs["input_ids"].device)[:, None]
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], written], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        return self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+
+    def knockout(self, image: Image.Image | str | Path, question: str, levels: Sequence[str] = LEVELS) -> Knockout:
+        """Cut heads off the image, and see how far the answer to `question` moves (greedy decoding; a blank is no answer).
+
+        Parameters
+        ----------
+        image, question
+            As for `attention_rows`.
+        levels : sequence of {"all", "layers", "heads"}
+            All heads at once, every layer, every head.
+
+        Raises
+        ------
+        VisualHeadsError
+            As `attention_rows`; for an unknown level, and for a family whose heads cannot be cut.
+        """
+        meter = KnockoutMeter(self, levels)
+        encoded = self.encode(question, [image if isinstance(image, Image.Image) else _opened(image)])
+        answer = self.generate([encoded], query=None, max_new_tokens=2)[0]
+        return meter.measure(encoded, answer.blank)
 
     def attention_rows(
         self,

@@ -11,10 +11,10 @@ import typer
 
 from lmms_visual_heads.errors import VisualHeadsError
 
-VARIADIC = frozenset({"--heads", "--results"})
+VARIADIC = frozenset({"--heads", "--items", "--results"})
 """Options that take several values in a row: `--heads A B C` means `--heads A --heads B --heads C`."""
 
-_VERBS = ("check", "models", "convert", "sweep", "scores", "fit", "predict", "plan", "report", "demo")
+_VERBS = ("check", "models", "convert", "sweep", "scores", "fit", "predict", "plan", "study", "report", "demo")
 
 app = typer.Typer(
     name="visual-heads",

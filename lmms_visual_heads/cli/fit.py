@@ -1,4 +1,4 @@
-"""`visual-heads fit`: heads and scores of known checkpoints -> a predictor."""
+"""`visual-heads fit`: heads, answers, causal scores and scores of known checkpoints -> a predictor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,24 @@ def fit(
         Path | None,
         typer.Option("--lineages", help="CSV model,lineage: checkpoints of one training share a lineage."),
     ] = None,
+    items: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--items", help="Samples files of lmms-eval of the same checkpoints: what their confidence is worth."
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoints", help="CSV with model and what is known of its training (parameters, training_loss, ...)."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option("--level", help="Wanted coverage of the intervals, 0..1.")] = 0.9,
 ) -> None:
     """Fit a predictor on checkpoints whose heads and scores are both known, and say how well it does.
+
+    Answer and causal tables that lie beside the head tables are used, too: on the probe, and on the prompts of the benchmarks
+    themselves where the run had them. Per benchmark the method with the smallest error on left-out trainings is chosen.
 
     The errors are those on trainings that were left out, beside the mean of the other trainings.
     At least 15 separate trainings are needed before an interval can be trusted.
@@ -29,6 +44,8 @@ def fit(
 
         visual-heads fit --heads heads --scores scores.csv --out predictor.skops
 
+        visual-heads fit --heads heads --scores scores.csv --lineages lineages.csv --items logs --out predictor.skops
+
         visual-heads fit --heads a.heads.parquet b.heads.parquet --scores scores.csv --lineages lineages.csv --out predictor.skops
     """
     from rich import box
@@ -36,20 +53,28 @@ def fit(
     from rich.table import Table
 
     from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_checkpoints, read_measured
     from lmms_visual_heads.prediction import BenchmarkPredictor
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
     from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
-    from lmms_visual_heads.tables import read_lineages, read_scores
+    from lmms_visual_heads.tables import read_items, read_lineages, read_scores
 
     named = None if lineages is None else read_lineages(lineages)
-    predictor = BenchmarkPredictor(level=level).fit(read_profiles(heads), read_scores(scores), named)
+    measured = read_measured(heads).with_checkpoints(None if checkpoints is None else read_checkpoints(checkpoints))
+    labelled = None if not items else read_items(items)
+    predictor = BenchmarkPredictor(level=level).fit(
+        read_profiles(heads), read_scores(scores), named, measured, None if labelled is None else labelled.frame
+    )
     predictor.save(out)
-    for note in predictor.notes_:
+    for note in [*predictor.notes_, *(() if labelled is None else labelled.notes)]:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     table = Table(title="Mean absolute error on trainings that were left out, in points of 100", box=box.SIMPLE_HEAD)
     table.add_column("benchmark", overflow="fold", min_width=18)
     for name in ("models", "trainings", "error", "baseline", f"in {level:.0%}"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    chosen = predictor.describe()["chosen"]
     for row in predictor.errors_.to_dict("records"):
         table.add_row(
             row["benchmark"],
@@ -59,9 +84,12 @@ def fit(
             f"{row['baseline_error']:.1f}",
             f"{row['coverage']:.0%}",
             "better" if row["error"] < row["baseline_error"] else "no better",
+            chosen[row["benchmark"]],
         )
     console = Console()
     console.print(table)
+    for name in dict.fromkeys(chosen.values()):
+        console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
     n_lineages = len(set(predictor.lineages_.values()))
     if n_lineages < CERTIFIED_LINEAGES:
         console.print(

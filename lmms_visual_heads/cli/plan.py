@@ -22,6 +22,10 @@ def plan(
     heads: Annotated[
         list[Path] | None, typer.Option("--heads", help="Head tables of the new model; with --predictor.")
     ] = None,
+    items: Annotated[
+        list[Path] | None,
+        typer.Option("--items", help="Samples files of lmms-eval: labelled items of the new model; with --heads."),
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Which model of --known or --heads.")] = None,
     budget: Annotated[int, typer.Option("--budget", help="Forward passes in all, one per item.", min=1)] = 512,
     batch: Annotated[int, typer.Option("--batch", help="Items that are added at once.", min=1)] = 16,
@@ -34,7 +38,8 @@ def plan(
     """Say how many items of which benchmark lower the expected error most per forward pass.
 
     The error is the mean absolute error in points expected over all benchmarks. Steps follow one another; the same
-    benchmark may come back.
+    benchmark may come back. With --heads everything counts that predict would use: answer and causal tables beside the head
+    tables, --known and --items; and where the run wrote what an item costs, the gain is per cost.
 
     Examples:
 
@@ -42,12 +47,20 @@ def plan(
 
         visual-heads plan --predictor my.predictor --heads new_heads --known known.csv --format csv
 
+        visual-heads plan --predictor my.predictor --heads new_heads --items logs --budget 128
+
         visual-heads plan --scores lvlm_scores_108x149.csv --known known.csv --budget 1000
     """
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.prediction.plan import belief_of_predictor, belief_of_scores, expected_error, plan_items
-    from lmms_visual_heads.tables import is_wide, read_lineages, read_scores, read_wide_scores
+    from lmms_visual_heads.prediction.plan import (
+        belief_of_predictor,
+        belief_of_scores,
+        expected_error,
+        plan_items,
+        relative_cost,
+    )
+    from lmms_visual_heads.tables import is_wide, read_items, read_lineages, read_scores, read_wide_scores
 
     if format not in ("table", "csv", "json"):
         raise VisualHeadsError(f"--format must be table, csv or json; {format!r} came.")
@@ -55,23 +68,31 @@ def plan(
         raise VisualHeadsError("A plan needs one of --predictor and --scores. Name a predictor or a score table.")
     if heads and predictor is None:
         raise VisualHeadsError("--heads needs --predictor: a score table alone says nothing about heads.")
+    if items and not heads:
+        raise VisualHeadsError("--items needs --heads: the labels are joined to that model's answers.")
     given = None if known is None else read_scores(known)
     if given is not None and model is not None:
         given = given[given["model"] == model]
         if given.empty:
             raise VisualHeadsError(f"{known} has no score of {model}. Check the name, or leave out --known.")
+    cost = None
     if predictor is not None:
-        from lmms_visual_heads.features import read_profiles
-
         fitted = BenchmarkPredictor.load(predictor)
-        predicted = None
         if heads:
-            predicted = fitted.predict(read_profiles(heads))
-            names = sorted(set(predicted["model"])) if model is None else [model]
-            predicted = predicted[predicted["model"].isin(names)]
-            if len(names) != 1 or predicted.empty:
-                raise VisualHeadsError(f"A plan is for one model; --heads has {', '.join(names)}. Choose with --model.")
-        belief = belief_of_predictor(fitted, given, predicted)
+            from lmms_visual_heads.features import read_profiles
+            from lmms_visual_heads.features.measured import read_measured
+
+            profiles, measured = read_profiles(heads), read_measured(heads)
+            names = profiles.models if model is None else [model]
+            if len(names) != 1 or names[0] not in profiles.models:
+                there = ", ".join(profiles.models)
+                raise VisualHeadsError(f"A plan is for one model; --heads has {there}. Choose with --model.")
+            labelled = None if not items else read_items(items).frame
+            belief = fitted.beliefs(profiles.only(names), given, measured=measured, items=labelled)[names[0]]
+            told = {task: flops for (name, task), flops in measured.item_flops.items() if name == names[0]}
+            cost = relative_cost(told, belief.benchmarks)
+        else:
+            belief = belief_of_predictor(fitted, given)
     else:
         assert scores is not None
         families = None if lineages is None else read_lineages(lineages)
@@ -81,7 +102,7 @@ def plan(
         else:
             table = read_scores(scores)
         belief = belief_of_scores(table, given, families)
-    steps = plan_items(belief, budget, batch, largest)
+    steps = plan_items(belief, budget, batch, largest, cost)
     if format == "csv":
         typer.echo(steps.round(4).to_csv(index=False, lineterminator="\n"), nl=False)
     elif format == "json":

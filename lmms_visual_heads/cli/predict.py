@@ -1,12 +1,15 @@
-"""`visual-heads predict`: heads of a checkpoint -> predicted scores, each with its interval and its baseline."""
+"""`visual-heads predict`: what was measured of a checkpoint -> predicted scores, each with its interval, baseline and method."""
 
 from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Format(enum.StrEnum):
@@ -25,30 +28,48 @@ def predict(
     known: Annotated[
         Path | None, typer.Option("--known", help="Score table of scores that are measured already.")
     ] = None,
+    items: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--items", help="Samples files of lmms-eval: labelled items of the benchmarks, blended with the prediction."
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="CSV with model and what is known of its training.")
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     force: Annotated[
         bool, typer.Option("--force", help="Predict for heads from another world, too; every such row is flagged.")
     ] = False,
 ) -> None:
-    """Predict benchmark scores from attention heads, in points (100 = the benchmark's best possible score).
+    """Predict benchmark scores from heads and all else that is known, in points (100 = the benchmark's best possible score).
 
-    Every row has its interval and its baseline: the mean of the trainings that the predictor was fitted on.
+    Every row has its interval, its baseline (the mean of the trainings that the predictor was fitted on; with labelled items
+    those items scored directly, drawn to that mean) and the method behind it. Answer and causal tables beside the head tables
+    are used: an unlabelled run over 32 prompts of a benchmark (--tasks BENCHMARK --limit 32) usually says more than the probe.
 
     Examples:
 
         visual-heads predict predictor.skops --heads heads/new.heads.parquet
 
+        visual-heads predict predictor.skops --heads heads --items logs/new/20260101_120000_samples_pope.jsonl
+
         visual-heads predict predictor.skops --heads heads --known scores.csv --format csv > predictions.csv
     """
     from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_checkpoints, read_measured
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.tables import read_scores
+    from lmms_visual_heads.tables import read_items, read_scores
 
     fitted = BenchmarkPredictor.load(predictor)
     profiles = read_profiles(heads)
     scores = None if known is None else read_scores(known)
-    predictions = fitted.predict(profiles, known=scores, force=force)
-    for note in profiles.notes:
+    measured = read_measured(heads).with_checkpoints(None if checkpoints is None else read_checkpoints(checkpoints))
+    labelled = None if not items else read_items(items)
+    frame = None if labelled is None else labelled.frame
+    predictions = fitted.predict(profiles, known=scores, force=force, measured=measured, items=frame)
+    notes = [*profiles.notes, *measured.notes, *(() if labelled is None else labelled.notes)]
+    for note in dict.fromkeys([*notes, *(() if frame is None else item_sentences(predictions, frame))]):
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     if form is Format.CSV:
         typer.echo(predictions.to_csv(index=False, lineterminator="\n"), nl=False)
@@ -60,12 +81,31 @@ def predict(
         _print_table(fitted, predictions.to_dict("records"))
 
 
+def item_sentences(predictions: pd.DataFrame, items: pd.DataFrame) -> list[str]:
+    """How many labelled items each prediction has, and the noise that their number alone implies."""
+    from lmms_visual_heads.prediction.labelled import item_noise
+
+    sentences = []
+    by_cell = {(row["model"], row["benchmark"]): row for row in predictions.to_dict("records")}
+    for (model, benchmark), part in items.groupby(["model", "benchmark"], sort=True):
+        if (model, benchmark) in by_cell:
+            row = by_cell[model, benchmark]
+            direct, level = 100 * float(part["correct"].mean()), float(row["level"])
+            noise = item_noise(float(row["predicted"]), len(part), level)
+            sentences.append(
+                f"{model}, {benchmark}: {len(part)} labelled items, {direct:.1f} % right; their number alone leaves ±{noise:.1f} "
+                f"points ({level:.0%} of draws)."
+            )
+    return sentences
+
+
 def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from lmms_visual_heads.prediction import FLAG_WORDS
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
 
     console = Console()
     all_flags = [row["flags"].split(";") for row in rows]
@@ -75,12 +115,14 @@ def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
         table.add_column("benchmark", overflow="fold", min_width=18)
         for name in ("predicted", f"{fitted.level:.0%} interval", "baseline"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("method", overflow="fold")
         table.add_column("flags", overflow="fold")
         for row in rows:
             if row["model"] == model:
                 interval = f"{row['low']:.1f} to {row['high']:.1f}"
                 flags = ", ".join(flag for flag in row["flags"].split(";") if flag not in common)
-                table.add_row(row["benchmark"], f"{row['predicted']:.1f}", interval, f"{row['baseline']:.1f}", flags)
+                numbers = (f"{row['predicted']:.1f}", interval, f"{row['baseline']:.1f}")
+                table.add_row(row["benchmark"], *numbers, row["method"], flags)
         console.print(table)
     described = fitted.describe()
     console.print(
@@ -88,6 +130,9 @@ def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
         f"probe {', '.join(described['probe'])}. Baseline: the mean of those trainings.",
         highlight=False,
     )
+    for name in dict.fromkeys(row["method"].partition("+")[0] for row in rows):
+        if name in METHOD_WORDS:
+            console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
     for flag in dict.fromkeys(flag for flags in all_flags for flag in flags if flag):
         where = "every row, " if flag in common and len(rows) > 1 else ""
         console.print(f"{where}{flag}: {FLAG_WORDS[flag]}.", highlight=False)

@@ -41,20 +41,23 @@ def report(
 
     profiles = read_profiles(heads)
     score_table = None if scores is None else read_scores(scores)
-    fitted = None
+    fitted = measured = None
     command = ["visual-heads", "report", "--heads", *map(str, heads)]
     if scores is not None:
         command += ["--scores", str(scores)]
     if predictor is not None:
+        from lmms_visual_heads.features.measured import read_measured
         from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
 
+        measured = read_measured(heads)
         fitted = BenchmarkPredictor.load(predictor)
         command += ["--predictor", str(predictor)]
     if threshold != 0.1:
         command += ["--threshold", f"{threshold:g}"]
     command += ["--force"] if force else []
+    command += ["--out", str(out)]
     made = make_report(
-        out, [profiles], score_table, fitted, threshold=threshold, command=[*command, "--out", str(out)], force=force
+        out, [profiles], score_table, fitted, threshold=threshold, command=command, force=force, measured=measured
     )
     for note in (*profiles.notes, *made.notes):
         typer.secho(note, fg=typer.colors.YELLOW, err=True)

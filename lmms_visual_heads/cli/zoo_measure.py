@@ -1,36 +1,68 @@
-"""`visual-heads zoo measure`: probe and score the shipped checkpoints, and put the tables into the package."""
+"""`visual-heads zoo measure`: measure the shipped checkpoints through lmms-eval, or a whole trained zoo quickly and completely."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmms_visual_heads.cli.zoo import DEFAULT_WORK, Config, Only, Shard, chosen_trainings
+
+if TYPE_CHECKING:
+    from lmms_visual_heads.scenes.zoo.settings import Training
+
+POLL_SECONDS = 20.0
+
 
 def measure(
-    out: Annotated[Path, typer.Option("--out", help="Folder for head tables and results.")] = Path("zoo-work/measured"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is measured.")] = Path("zoo-work/measured"),
+    config: Config = None,
+    work: Annotated[
+        Path, typer.Option("--from", help="With --config: the folder that `zoo train` wrote or is writing.")
+    ] = DEFAULT_WORK,
+    only: Only = None,
+    shard: Shard = "1/1",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --config: wait for trainings that are not finished yet.")
+    ] = False,
     to: Annotated[
         Path | None,
-        typer.Option("--to", help="Target of profiles, scores, lineages; default: the package's own folder."),
+        typer.Option(
+            "--to", help="Without --config: target of profiles, scores, lineages; default: the package's folder."
+        ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Prompts of equal length answered together.")
+        int, typer.Option("--batch-size", min=1, help="Without --config: prompts of equal length answered together.")
     ] = 32,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task; default: all.")] = None,
 ) -> None:
-    """Measure every shipped checkpoint: the probe and the `scenes` benchmarks through lmms-eval.
+    """Measure checkpoints. What is measured already is passed over: to measure again, remove the --out folder.
 
-    What is measured already is passed over: to measure again, remove the --out folder.
+    Without --config every shipped checkpoint: the probe and the `scenes` benchmarks through lmms-eval. With --config every finished
+    training of that zoo: scores, answers, heads and causal scores on the suite and the probe, as lmms-eval would give them, in
+    half a minute a checkpoint; the joined tables stand in --out.
 
     Examples:
 
         visual-heads zoo measure
 
         visual-heads zoo measure --limit 50 --out /tmp/measured --to /tmp/tables
+
+        visual-heads zoo measure --config proof --from proof-work --out proof-measured --shard 1/2 --wait
     """
-    import pandas as pd
     import torch
+
+    # One thread: the numbers do not depend on the machine's cores, and two processes can run side by side.
+    torch.set_num_threads(1)
+    if config is not None:
+        _measure_zoo(chosen_trainings(config, only, shard), work, out, limit, wait)
+        return
+    _measure_shipped(out, to, batch_size, limit)
+
+
+def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | None) -> None:
+    import pandas as pd
 
     from lmms_visual_heads.features import read_profiles, write_profiles
     from lmms_visual_heads.harness.zoo import measure as measure_all
@@ -38,8 +70,6 @@ def measure(
     from lmms_visual_heads.scenes.zoo.measured import LINEAGES_FILE, PROFILES_FILE, SCORES_FILE, measured_folder
     from lmms_visual_heads.tables import read_results, write_scores
 
-    # One thread: the numbers do not depend on the machine's cores.
-    torch.set_num_threads(1)
     shipped = shipped_checkpoints()
     results = measure_all({entry["name"]: entry["path"] for entry in shipped}, out, batch_size=batch_size, limit=limit)
     target = measured_folder() if to is None else to
@@ -51,3 +81,51 @@ def measure(
     typer.echo(
         f"{len(shipped)} checkpoints: {target / PROFILES_FILE}, {target / SCORES_FILE}, {target / LINEAGES_FILE}"
     )
+
+
+def _measure_zoo(trainings: list[Training], work: Path, out: Path, limit: int | None, wait: bool) -> None:
+    import time
+
+    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
+    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.harness.zoo_measuring import STAGES, is_measured, is_trained, measure_lineage
+    from lmms_visual_heads.harness.zoo_tasks import PromptReader
+    from lmms_visual_heads.tables.zoo import join_parts
+
+    disable_progress_bar()  # a bar for every loaded checkpoint would hide ours
+    names = {t.name: [t.checkpoint_name(step) for step in t.kept_steps] for t in trainings}
+    reader = PromptReader()
+    waiting = list(trainings)
+    total = sum(not is_measured(name, out) for kept in names.values() for name in kept)
+    with tqdm(total=total, desc="checkpoints", unit="checkpoint") as bar:
+        while waiting:
+            ready = [training for training in waiting if is_trained(work / training.name)]
+            for training in ready:
+                waiting.remove(training)
+                left = [name for name in names[training.name] if not is_measured(name, out)]
+
+                def tell(stage: str, name: str = training.name) -> None:
+                    bar.set_postfix_str(f"{name}: {stage}")
+                    if stage == STAGES[-1]:
+                        bar.update(1)
+
+                folders = [work / training.name / name for name in left]
+                measure_lineage(folders, out, reader=reader, limit=limit, progress=tell)
+            if not wait:
+                break
+            if waiting and not ready:
+                bar.set_postfix_str(f"waiting for {len(waiting)} trainings")
+                time.sleep(POLL_SECONDS)
+    if waiting:
+        typer.echo(f"Not finished yet, so not measured: {', '.join(training.name for training in waiting)}")
+    if not any(is_measured(name, out) for kept in names.values() for name in kept):
+        raise VisualHeadsError(
+            f"Measuring a zoo needs a finished training; {work} has none of those chosen. Run `visual-heads zoo train` first, "
+            "or give its folder with --from."
+        )
+    joined = join_parts(out)
+    for note in joined.notes:
+        typer.echo(note)
+    typer.echo(f"{len(joined.tables.checkpoints)} checkpoints in {out}")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from lmms_visual_heads.checkpoints.any_model import load_any_model, refuse_llava_settings
 from lmms_visual_heads.checkpoints.model import VisualModel
+from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import processes
 from lmms_visual_heads.harness.arguments import Arguments
 from lmms_visual_heads.harness.model import VisualHeadsLlava
@@ -21,14 +22,19 @@ class VisualHeadsHf(VisualHeadsLlava):
     Raises
     ------
     VisualHeadsError
-        As `VisualHeadsLlava`; for `conversation=`, `image_aspect=`, `model_base=` and `peft=`; and for families whose rows
-        cannot be right (`load_any_model`).
+        As `VisualHeadsLlava`; for `conversation=`, `image_aspect=`, `model_base=`, `peft=` and `knockout=`; and for families
+        whose rows cannot be right (`load_any_model`).
     """
 
     model_id = ANY_MODEL_ID
 
     def _load(self, asked: Arguments) -> VisualModel:
         refuse_llava_settings(asdict(asked))
+        if asked.knockouts:
+            raise VisualHeadsError(
+                f"Cutting heads needs a family whose layers are known to take the cut; {self.model_id} loads any, and "
+                f"knockout={asked.knockout} came. Leave knockout out, or run a LLaVA checkpoint with visual_heads_llava."
+            )
         return load_any_model(
             asked.pretrained,
             device=asked.device or processes.device(asked.device_map),

@@ -20,6 +20,10 @@ AUTOMATIC_BATCH = 64
 
 
 ON_ERROR = ("stop", "skip")
+IMAGE_CONTROLS = ("swap", "blank")
+KNOCKOUTS = ("all", "layers", "heads")
+IMAGE_LIMIT, KNOCKOUT_LIMIT = 256, 64
+"""Documents per task that the extra passes run on where control_limit does not say."""
 SWITCHES = ("reuse_prefix", "answers")
 """Arguments that are true or false."""
 
@@ -45,6 +49,10 @@ class Arguments:
     on_error: str = "stop"
     reuse_prefix: bool = True
     answers: bool = True
+    image_control: str | None = None
+    knockout: str | None = None
+    control_tasks: str | None = None
+    control_limit: str | None = None
     batch_size: int = 1
 
     def __post_init__(self) -> None:
@@ -61,10 +69,61 @@ class Arguments:
             )
         if self.batch_size < 1:
             raise VisualHeadsError(f"--batch_size must be at least 1; {self.batch_size} came.")
+        _check_parts("image_control", self.image_control, IMAGE_CONTROLS)
+        _check_parts("knockout", self.knockout, KNOCKOUTS)
+        for name in ("control_tasks", "control_limit"):
+            if getattr(self, name) is not None and not self.has_controls:
+                raise VisualHeadsError(
+                    f"{name} says where extra passes run, so it needs image_control= or knockout=; neither came. "
+                    "Add one of them, or leave it out."
+                )
+        if self.has_controls and not self.answers:
+            raise VisualHeadsError(
+                "image_control and knockout compare distributions of the answer, so they need answers; answers=false came. "
+                "Leave one or the other out."
+            )
+        limit = self.control_limit
+        if limit not in (None, "all") and not (str(limit).isdecimal() and int(str(limit)) > 0):
+            raise VisualHeadsError(
+                f"control_limit must be a number of documents per task, at least 1, or all; {limit!r} came. "
+                "Write control_limit=64."
+            )
+
+    @property
+    def image_controls(self) -> tuple[str, ...]:
+        """What is done to the image: some of `IMAGE_CONTROLS`, in that order."""
+        return _parts(self.image_control, IMAGE_CONTROLS)
+
+    @property
+    def knockouts(self) -> tuple[str, ...]:
+        """What is cut: some of `KNOCKOUTS`, in that order."""
+        return _parts(self.knockout, KNOCKOUTS)
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there are extra passes."""
+        return bool(self.image_control or self.knockout)
+
+    @property
+    def control_facts(self) -> tuple[str, ...]:
+        """What of the extra passes tells one run from another; nothing where there are none."""
+        names = ("image_control", "knockout", "control_tasks", "control_limit")
+        return tuple(f"{name}={getattr(self, name)}" for name in names if getattr(self, name) is not None)
 
     def captures(self, task: str) -> bool:
         """Whether the heads are read on `task`."""
         return any(fnmatchcase(task, pattern) for pattern in self.capture_tasks.split("+"))
+
+    def controls(self, task: str) -> bool:
+        """Whether extra passes run on documents of `task`."""
+        patterns = self.capture_tasks if self.control_tasks is None else self.control_tasks
+        return self.has_controls and any(fnmatchcase(task, pattern) for pattern in patterns.split("+"))
+
+    def limit(self, default: int) -> int | None:
+        """Documents per task that extra passes run on; None means all."""
+        if self.control_limit is None:
+            return default
+        return None if self.control_limit == "all" else int(self.control_limit)
 
     def check_output_folder(self) -> Path:
         """The folder for the tables, made if needed; found unwritable now rather than after the run."""
@@ -80,6 +139,20 @@ class Arguments:
                 "Name another with heads=DIR in --model_args."
             ) from None
         return folder
+
+
+def _parts(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    given = (value or "").split("+")
+    return tuple(name for name in known if name in given)
+
+
+def _check_parts(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Refuse a list joined by "+" that holds anything but `known`."""
+    unknown = [part for part in value.split("+") if part not in known] if value is not None else []
+    if unknown:
+        raise VisualHeadsError(
+            f"{name} takes {', '.join(known)}, joined by '+'; {unknown[0]!r} came. Write {name}={'+'.join(known)}."
+        )
 
 
 def parse(text: str) -> dict[str, str]:

@@ -6,10 +6,15 @@ No model and no image is held here: an image is looked at once, for its digest, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from PIL import Image
 
+from lmms_visual_heads.errors import VisualHeadsError
+
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
 MOST_IN_FAMILY = 256
 """Requests about one image that are prepared together; a longer family is cut into several."""
 
@@ -62,3 +67,35 @@ def digests_of(opened: Iterable[Callable[[], Sequence[Image.Image]]]) -> list[by
         except Exception:  # noqa: BLE001  a task's own code may raise anything; the same call is made again in its turn
             found.append(None)
     return found
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a failed pass would fit with fewer documents: memory of the device, of cuBLAS's workspace, or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def does_not_fit(task: str, doc_id: int) -> VisualHeadsError:
+    """What ends a run whose document does not fit into memory alone."""
+    return VisualHeadsError(
+        f"Every document must fit into memory alone; document {doc_id} of task {task} does not. Free the device, or take a "
+        "smaller dtype."
+    )
+
+
+@contextmanager
+def if_it_fits(task: str | None = None, doc_id: int = 0) -> Iterator[None]:
+    """Go on after running out of memory inside; with a document's name, end the run in its sentence instead.
+
+    Raises
+    ------
+    VisualHeadsError
+        When `task` is given and memory did not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        if task is not None:
+            raise does_not_fit(task, doc_id) from None

@@ -19,40 +19,23 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
+from lmms_visual_heads.capture.cut import check_can_cut
 from lmms_visual_heads.capture.prefix import common_prefix
 from lmms_visual_heads.checkpoints.loading import load_model
 from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.harness import arguments, batching, lmms_eval_facts, processes
+from lmms_visual_heads.harness import arguments, batching, costs, lmms_eval_facts, processes
+from lmms_visual_heads.harness.controls import Controls
+from lmms_visual_heads.harness.documents import Document, UnreadableImage, open_images
 from lmms_visual_heads.harness.endings import in_one_sentence
 from lmms_visual_heads.harness.plugin import MODEL_ID
-from lmms_visual_heads.harness.recording import Document, RunRecorder, weights_fingerprint
-from lmms_visual_heads.harness.waiting import Waiting, generated, repeats_of, request_name, scored
+from lmms_visual_heads.harness.recording import RunRecorder
+from lmms_visual_heads.harness.run_facts import OWN_TASKS, data_of, weights_fingerprint
+from lmms_visual_heads.harness.waiting import Waiting, generated, generation_settings, repeats_of, request_name, scored
 from lmms_visual_heads.names import model_name
 from lmms_visual_heads.scenes.scoring import NOT_ANSWERED
 from lmms_visual_heads.schema import PROBE_TASKS
 from lmms_visual_heads.statistics.answers import AnswerStatistics
-
-PLAIN_GENERATION = {"max_new_tokens": 1024, "temperature": 0, "num_beams": 1}
-"""What a plain lmms-eval wrapper takes where a task says nothing."""
-GENERATION_ARGUMENTS = (
-    "max_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "num_beams",
-    "repetition_penalty",
-)
-"""What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
-
-
-LEAVES_OUT = ("vhead_", "scenes_")
-"""Tasks whose score leaves a document without an answer out."""
-
-
-class UnreadableImage(VisualHeadsError):
-    """An image that cannot be decoded."""
 
 
 class VisualHeadsLlava(lmms):
@@ -78,6 +61,10 @@ class VisualHeadsLlava(lmms):
         Whether requests about the same image share one prefill (default true).
     answers : bool
         False, with query=last_prompt: heads only, no decoding, no score; on the probe tasks (default true).
+    image_control, knockout : str, optional
+        Extra passes when the answers are there: "swap", "blank"; "all", "layers", "heads"; several joined by "+".
+    control_tasks, control_limit : str, optional
+        Tasks with extra passes (default: those of `capture_tasks`), and documents of each (default 256 and 64, or "all").
     batch_size : int
         Prompts of equal length that are answered together; "auto" begins with 64. A batch that does not fit is halved.
 
@@ -97,16 +84,30 @@ class VisualHeadsLlava(lmms):
         folder = self.arguments.check_output_folder()
         asked = self.arguments
         self.visual_model = self._load(asked)
+        if asked.knockouts:
+            check_can_cut(self.visual_model.model)
+        sizes = costs.Sizes.of(self.visual_model)
+        weights = [path for path in (asked.pretrained, asked.model_base, asked.peft) if path]
         self._recorder = RunRecorder(
             folder=folder,
             name=model_name(asked.pretrained, asked.model_name),
             query=asked.query,
             model_description=self.visual_model.description,
-            run=(asked.capture_tasks, weights_fingerprint(asked.pretrained), f"answers={asked.answers}"),
+            run=(
+                asked.capture_tasks,
+                *map(weights_fingerprint, weights),
+                f"answers={asked.answers}",
+                *asked.control_facts,
+            ),
             answers=asked.answers,
+            sizes=sizes,
         )
+        self._controls = None
+        if asked.has_controls:
+            self._controls = Controls(asked, self.visual_model, self._recorder, sizes, self._document)
         self.batch_size = asked.batch_size
         processes.watch_others(self._recorder.say)
+        self._recorder.check_processes()
         self.device = self.visual_model.device
 
     def _load(self, asked: arguments.Arguments) -> VisualModel:
@@ -204,13 +205,19 @@ class VisualHeadsLlava(lmms):
             else:
                 yield index, one
         length = self._shared_length(waiting, {})
-        prefix = self.visual_model.prefill([waiting[0].encoded], length) if length else None
+        prefix = None
+        if length:
+            with batching.if_it_fits():
+                prefix = self.visual_model.prefill([waiting[0].encoded], length)
         for one in waiting:
             query = self.arguments.query if self._recorder.wants_rows(one.document) else None
             reused = {} if prefix is None else {"prefix": prefix}
-            score = self.visual_model.score(one.encoded, one.asked, query=query, **reused)
+            with batching.if_it_fits(one.document.task, one.document.doc_id):
+                score = self.visual_model.score(one.encoded, one.asked, query=query, **reused)
             response = {"loss": score.loss, "is_greedy": score.is_greedy}
-            self._record(one, response, score.answer, score.rows)
+            n_rows = 0 if query is None else len(one.encoded) + 1
+            ran = self._ran(one, 1 + (n_rows > 0), len(one.encoded) + score.n_tokens + n_rows)
+            self._record(one, response, score.answer, score.rows, ran)
             yield one.index, scored(response)
 
     def _families(self, requests: list[Instance]) -> list[list[int]]:
@@ -248,16 +255,16 @@ class VisualHeadsLlava(lmms):
         self, request: Instance, index: int, repeat: int, family: list[Waiting]
     ) -> Waiting | GenerationResult:
         """The request ready for its batch, or the answer that an interrupted run had got."""
-        context, generation, doc_to_visual, doc_id, task, split = request.args
+        context, generation, _, doc_id, task, _ = request.args
         try:
-            document = self._document(request, doc_to_visual, doc_id, task, split, context)
+            document = self._asked(request)
         except UnreadableImage as error:
             # Only tasks of our own leave a document without an answer out of the score; elsewhere it would count as wrong.
-            if self.arguments.on_error != "skip" or not task.startswith(LEAVES_OUT):
+            if self.arguments.on_error != "skip" or not task.startswith(OWN_TASKS):
                 raise
             self._recorder.skip(task, doc_id, str(error))
             return GenerationResult(text=NOT_ANSWERED)
-        asked = json.dumps(self._generation_arguments(generation), sort_keys=True)
+        asked = json.dumps(generation_settings(generation), sort_keys=True)
         name = request_name(request.idx, repeat, asked)
         recalled = self._recorder.recall(document, name)
         if recalled is not None:
@@ -266,8 +273,8 @@ class VisualHeadsLlava(lmms):
         return Waiting(index, name, document, encoded, asked, self._recorder.wants_rows(document))
 
     def _wait_to_score(self, request: Instance, index: int, family: list[Waiting]) -> Waiting | GenerationResult:
-        context, continuation, doc_to_visual, doc_id, task, split = request.args
-        document = self._document(request, doc_to_visual, doc_id, task, split, context)
+        context, continuation, _, doc_id, task, split = request.args
+        document = self._asked(request)
         if not isinstance(continuation, str):
             continuation = continuation(self.task_dict[task][split][doc_id])
         name = request_name(request.idx, 0, continuation)
@@ -301,7 +308,13 @@ class VisualHeadsLlava(lmms):
     @in_one_sentence
     def clean(self) -> None:
         """Called by lmms-eval after the last request: the tables are finished here."""
-        self._recorder.finish(expected=lmms_eval_facts.requested_documents())
+        expected = lmms_eval_facts.requested_documents()
+        with self._recorder.kept_on_failure():
+            self._recorder.check_processes(data_of(self.task_dict) if processes.world_size() > 1 else None)
+            if self._controls is not None:
+                self._recorder.check_all_seen(expected)
+                self._controls.run()
+            self._recorder.finish(expected=expected)
         del self.visual_model
         super().clean()
 
@@ -309,13 +322,11 @@ class VisualHeadsLlava(lmms):
         """Answers by place; a batch that does not fit into memory is halved, and so are the batches after it."""
         try:
             return self._answer_together(batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not batching.out_of_memory(error):
+                raise
             if len(batch) == 1:
-                document = batch[0].document
-                raise VisualHeadsError(
-                    f"Every document must fit into memory alone; document {document.doc_id} of task {document.task} does not. "
-                    "Free the device, or take a smaller dtype."
-                ) from None
+                raise batching.does_not_fit(batch[0].document.task, batch[0].document.doc_id) from None
         self._halve(len(batch))
         half = len(batch) // 2
         parts = (self._answer(part) for part in (batch[:half], batch[half:]))
@@ -352,7 +363,9 @@ class VisualHeadsLlava(lmms):
                 for start in range(0, len(members), self.batch_size):
                     rows, batch = zip(*members[start : start + self.batch_size], strict=True)
                     results.update(self._answer_together(list(batch), prefix.branch(rows)))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not batching.out_of_memory(error):
+                raise
             return False
         return True
 
@@ -373,25 +386,33 @@ class VisualHeadsLlava(lmms):
             read = self.visual_model.prompt_rows(encoded, **reused) if wanted else [None] * len(batch)
             for one, rows in zip(batch, read, strict=True):
                 response = {"text": NOT_ANSWERED, "n_prompt": len(one.encoded), "n_answer": 0}
-                self._record(one, response, None, rows)
+                self._record(one, response, None, rows, self._ran(one, 1, len(one.encoded)))
                 results[one.index] = generated(response)
             return results
         query = self.arguments.query if batch[0].captured else None
         answered = self.visual_model.generate(encoded, query=query, **reused, **json.loads(batch[0].asked))
         for one, given in zip(batch, answered, strict=True):
             response = {"text": given.text, "n_prompt": len(one.encoded), "n_answer": len(given.token_ids)}
-            self._record(one, response, given.answer, given.rows)
+            cost = costs.generated(len(one.encoded), len(given.token_ids), json.loads(one.asked)["num_beams"])
+            self._record(one, response, given.answer, given.rows, self._ran(one, *cost, given.blank))
             results[one.index] = generated(response)
         return results
 
+    def _ran(self, one: Waiting, passes: int, tokens: int, blank: int | None = None) -> costs.Ran:
+        return costs.ran(one.encoded, self.visual_model.model.config, passes, tokens, blank)
+
     def _record(
-        self, one: Waiting, response: dict[str, Any], answer: AnswerStatistics | None, rows: torch.Tensor | None
+        self,
+        one: Waiting,
+        response: dict[str, Any],
+        answer: AnswerStatistics | None,
+        rows: torch.Tensor | None,
+        ran: costs.Ran,
     ) -> None:
         document, encoded = one.document, one.encoded
         statistics, share = None, None
         if rows is not None:
-            box = None if document.pointed_box is None else [document.pointed_box]
-            numbers = self.visual_model.head_statistics(encoded, rows, box)
+            numbers = self.visual_model.head_statistics(encoded, rows, document.boxes)
             region_share = numbers.pop("region_share")
             share = None if bool(region_share.isnan().all()) else float(region_share[~region_share.isnan()][0])
             stacked = torch.stack(list(numbers.values())).cpu().numpy()
@@ -408,26 +429,29 @@ class VisualHeadsLlava(lmms):
                 "n_patch_tokens": len(encoded.patch_positions),
             },
             region_share=share,
+            ran=ran,
         )
 
+    def _asked(self, request: Instance) -> Document:
+        """The document of a request, noted for the extra passes."""
+        context, _, doc_to_visual, doc_id, task, split = request.args
+        padding = bool(request.metadata.get("__padding_only__"))
+        document = self._document(doc_to_visual, doc_id, task, split, context, padding)
+        if self._controls is not None:
+            self._controls.note(document, split, context, doc_to_visual)
+        return document
+
     def _document(
-        self, request: Instance, doc_to_visual: Callable[[Any], Any], doc_id: int, task: str, split: str, context: str
+        self,
+        doc_to_visual: Callable[[Any], Any],
+        doc_id: int,
+        task: str,
+        split: str,
+        context: str,
+        padding_only: bool = False,
     ) -> Document:
-        doc = self.task_dict[task][split][doc_id]
-        try:
-            images = list(doc_to_visual(doc) or [])
-        except OSError as error:
-            raise UnreadableImage(
-                f"Every image must be readable; that of document {doc_id} of task {task} is not ({error}). "
-                "Repair or remove it and run again"
-                + (", or leave it out with on_error=skip." if task.startswith(LEAVES_OUT) else ".")
-            ) from error
-        other = [type(image).__name__ for image in images if not isinstance(image, Image.Image)]
-        if other:
-            raise VisualHeadsError(
-                f"{self.model_id} answers questions about images; document {doc_id} of task {task} has a {other[0]}. "
-                "Leave video and audio tasks out of this run."
-            )
+        dataset = self.task_dict[task][split]
+        doc, images = open_images(dataset, doc_id, doc_to_visual, task, self.model_id)
         return Document.of(
             doc,
             task=task,
@@ -435,7 +459,8 @@ class VisualHeadsLlava(lmms):
             images=images,
             context=context,
             wanted=self.arguments.captures(task),
-            padding_only=bool(request.metadata.get("__padding_only__")),
+            padding_only=padding_only,
+            controlled=self.arguments.controls(task),
         )
 
     def _encode(self, document: Document, context: str, family: list[Waiting]) -> tuple[Document, Encoded]:
@@ -446,14 +471,8 @@ class VisualHeadsLlava(lmms):
                 encoded = self.visual_model.encode_again(context, family[0].encoded)
             else:
                 encoded = self.visual_model.encode(context, document.images)
-            if document.captured and document.pointed_box is not None:
-                self.visual_model.region(encoded, [document.pointed_box])  # a bad box is found before the model runs
+            if document.captured and document.boxes:
+                self.visual_model.region(encoded, document.boxes)  # a bad box is found before the model runs
             return document, encoded
         except VisualHeadsError as error:
             raise VisualHeadsError(f"Task {document.task}, document {document.doc_id}: {error}") from None
-
-    @staticmethod
-    def _generation_arguments(given: dict[str, Any]) -> dict[str, Any]:
-        chosen = {**PLAIN_GENERATION, **{k: v for k, v in given.items() if k in GENERATION_ARGUMENTS and v is not None}}
-        # As lmms-eval's wrappers do: the temperature alone decides whether tokens are drawn.
-        return {**chosen, "do_sample": chosen["temperature"] > 0}

@@ -7,13 +7,15 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.tables.journal import RunJournal
 
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 30.0
@@ -69,6 +71,53 @@ def barrier() -> None:
     """Wait for the other processes."""
     if world_size() > 1 and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def check_same_journal(journal: RunJournal) -> None:
+    """Refuse a run whose processes write into different folders: what one of them measures would be missing in the tables.
+
+    Raises
+    ------
+    VisualHeadsError
+        In every process, after `GRACE_SECONDS`: a disk on the network shows new files late.
+    """
+    tokens = gather(journal.token)
+    if len(tokens) < world_size():
+        return  # nothing connects the processes yet; the tables are compared with what was measured at the end, too
+    latest = time.monotonic() + GRACE_SECONDS
+    while elsewhere := [number for number, token in enumerate(tokens) if not journal.is_that_of(number, token)]:
+        if time.monotonic() > latest:
+            raise VisualHeadsError(
+                f"All processes of a run must write into one folder; process {elsewhere[0]} does not write into {journal.path} "
+                f"as process {rank()} does. Name a heads= folder on a disk that all machines share, and give every process the "
+                "same checkpoint and arguments (copies of a checkpoint must keep their files' times)."
+            )
+        time.sleep(0.2)
+
+
+def check_same_data(data: Mapping[str, str], journal: Path) -> None:
+    """Refuse a run whose processes have different data: one table would hold answers to two data sets.
+
+    Parameters
+    ----------
+    data : mapping of str to str
+        Task -> what tells its data from other data.
+    journal : Path
+        What to remove before the next try.
+
+    Raises
+    ------
+    VisualHeadsError
+        In every process.
+    """
+    everywhere = gather(dict(data))
+    for number, there in enumerate(everywhere):
+        other = sorted(task for task, facts in everywhere[0].items() if there.get(task) != facts)
+        if other:
+            raise VisualHeadsError(
+                f"All processes of a run must have the same data; that of task {other[0]} in process {number} is not that of "
+                f"process 0. Set VHEAD_DATA alike on every machine, remove {journal}, and run again."
+            )
 
 
 def watch_others(say: Callable[[str], None]) -> None:

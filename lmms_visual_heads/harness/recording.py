@@ -12,86 +12,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 from rich.console import Console
 
 from lmms_visual_heads import __version__
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.harness import processes
+from lmms_visual_heads.harness import costs, processes, run_facts
+from lmms_visual_heads.harness.control_records import ControlRecords
+from lmms_visual_heads.harness.documents import Document
+from lmms_visual_heads.harness.endings import signals_end_in_order
 from lmms_visual_heads.names import file_stem
-from lmms_visual_heads.schema import ANSWERS_SUFFIX, HEADS_SUFFIX
+from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
+from lmms_visual_heads.tables.files import finalise
 from lmms_visual_heads.tables.journal import RunJournal
-from lmms_visual_heads.tables.writing import AnswerTableWriter, HeadTableWriter
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "lmms_eval", "pillow", "numpy", "pyarrow")
+from lmms_visual_heads.tables.writing import AnswerTableWriter, CausalTableWriter, HeadTableWriter
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One document of a run, as far as the tables need it."""
+class _Part:
+    """What one process of the run has seen and measured."""
 
-    task: str
-    doc_id: int
-    item_id: str | None
-    images: list[Image.Image]
-    pointed_box: tuple[float, float, float, float] | None
-    digest: bytes
-    wanted: bool
-    padding_only: bool
-
-    @property
-    def n_images(self) -> int:
-        return len(self.images)
-
-    @property
-    def captured(self) -> bool:
-        """Whether the heads are read: the task is captured and there is exactly one image."""
-        return self.wanted and len(self.images) == 1 and not self.padding_only
-
-    @classmethod
-    def of(
-        cls,
-        doc: Mapping[str, Any],
-        *,
-        task: str,
-        doc_id: int,
-        images: list[Image.Image],
-        context: str,
-        wanted: bool,
-        padding_only: bool,
-    ) -> Document:
-        """Collect what the tables need of an lmms-eval document; the digest covers the prompt and every pixel."""
-        digest = hashlib.blake2b(context.encode(), digest_size=16)
-        for image in images:
-            digest.update(f"{image.mode}{image.size}".encode())
-            digest.update(image.tobytes())
-        item = doc.get("item_id")
-        box = doc.get("pointed_box")
-        return cls(
-            task=task,
-            doc_id=int(doc_id),
-            item_id=None if item is None else str(item),
-            images=images,
-            pointed_box=None if box is None else _four_numbers(box, f"document {doc_id} of task {task}"),
-            digest=digest.digest(),
-            wanted=wanted,
-            padding_only=padding_only,
-        )
-
-
-def _four_numbers(box: Any, where: str) -> tuple[float, float, float, float]:
-    try:
-        x0, y0, x1, y1 = (float(number) for number in box)
-    except (TypeError, ValueError):
-        raise VisualHeadsError(
-            f"pointed_box must be four numbers x0, y0, x1, y1 in pixels; {where} has {box!r}. Mend or remove it."
-        ) from None
-    return x0, y0, x1, y1
+    seen: dict[tuple[str, int], bytes]
+    captured: set[tuple[str, int]]
+    rowless: dict[tuple[str, int], str]
+    skipped: dict[tuple[str, int], str]
+    costs: dict[tuple[str, str], costs.Cost]
+    image_kl: dict[tuple[str, int], dict[str, float | None]]
+    cut: set[tuple[str, int]]
 
 
 class RunRecorder:
@@ -112,6 +62,8 @@ class RunRecorder:
         same command on the same weights goes on from a journal.
     answers : bool
         Whether there will be an answer table.
+    sizes : Sizes or None
+        Of the model, for the cost in the metadata; None leaves it out.
     """
 
     def __init__(
@@ -122,8 +74,10 @@ class RunRecorder:
         model_description: Mapping[str, Any],
         run: Sequence[str] = (),
         answers: bool = True,
+        sizes: costs.Sizes | None = None,
     ) -> None:
         self._folder = folder
+        self._sizes = sizes
         self._stem = file_stem(name)
         self._query = query
         self._with_answers = answers
@@ -139,12 +93,28 @@ class RunRecorder:
         self._recalled: dict[tuple[str, int, str], dict[str, Any]] = {
             (one["task"], one["doc_id"], one["request"]): one for one in self._journal.responses()
         }
+        self.controls = ControlRecords(self._journal, self._recalled)
         self._with_rows = {(one["task"], one["doc_id"]) for one in self._recalled.values() if one["has_rows"]}
         if self._recalled and processes.rank() == 0:
             documents = len({key[:2] for key in self._recalled})
             self.say(
                 f"going on from an unfinished run: {documents} documents are measured already ({self._journal.path})"
             )
+
+        for rank, number in self._journal.set_aside:
+            self.say(
+                f"a part of the unfinished run is damaged and was set aside (process {rank}, part {number}); its documents are "
+                "measured again"
+            )
+
+    def check_processes(self, data: Mapping[str, str] | None = None) -> None:
+        """Look whether all processes write into this journal and, where `data` tells it (`run_facts.data_of`), have the same data.
+
+        All of them call it. Raises a VisualHeadsError where they differ.
+        """
+        processes.check_same_journal(self._journal)
+        if data is not None:
+            processes.check_same_data(data, self._journal.path)
 
     def recall(self, document: Document, request: str) -> dict[str, Any] | None:
         """What an interrupted run of the same command answered to this request, or None.
@@ -170,6 +140,8 @@ class RunRecorder:
                 f"A run goes on only with the data that it began with; document {document.doc_id} of task {document.task} has "
                 f"changed since. Remove {self._journal.path} to begin anew."
             )
+        if found.get("ran") is not None:
+            self._note(document, request, costs.Ran(**found["ran"]))
         return found["response"]
 
     def wants_rows(self, document: Document) -> bool:
@@ -194,6 +166,7 @@ class RunRecorder:
         heads: Mapping[str, Any] | None,
         tokens: Mapping[str, int],
         region_share: float | None = None,
+        ran: costs.Ran | None = None,
     ) -> None:
         """Record one answered request; of several about one document the first gives the rows.
 
@@ -213,9 +186,13 @@ class RunRecorder:
             `n_prompt_tokens`, `n_visual_tokens`, `n_patch_tokens`.
         region_share : float or None
             Share of the patch area that lies in the pointed box.
+        ran : Ran or None
+            What the request ran; None leaves it out of the cost.
         """
         if document.padding_only:
             return
+        if ran is not None:
+            self._note(document, request, ran)
         if answer is not None:
             facts: dict[str, Any] = {"item_id": document.item_id, "n_images": document.n_images, **answer}
             facts |= {name: tokens[name] for name in ("n_prompt_tokens", "n_visual_tokens")}
@@ -231,6 +208,7 @@ class RunRecorder:
                 "digest": document.digest.hex(),
                 "has_rows": heads is not None,
                 "response": dict(response),
+                "ran": None if ran is None else ran.to_json(),
             }
         )
         self._journal.flush_if_due()
@@ -253,14 +231,32 @@ class RunRecorder:
         VisualHeadsError
             When documents of the run were answered without the model: the tables would lack them.
         """
+        self.check_all_seen(expected)
+        self._journal.flush()
+        of_controls = (self.controls.costs.sums, self.controls.image_kl, self.controls.cut)
+        part = _Part(self._seen, self._captured, self._rowless, self._skipped, *of_controls)
+        parts = processes.gather(part)
+        written: list[Path] = []
+        if processes.rank() == 0:
+            with self._journal.making_tables():
+                written = self._write(parts)
+        processes.barrier()
+        if processes.rank() == 0:
+            self._clear({document for part in parts for document in part.seen})
+        else:
+            self._journal.close()
+        return written
+
+    def check_all_seen(self, expected: set[tuple[str, int]] | None) -> None:
+        """Refuse to go on when documents were answered without the model; all processes call it together (see `finish`)."""
         self._journal.flush()
         unseen = sorted((expected or set()) - set(self._seen) - set(self._skipped))
-        gathered = processes.gather((self._seen, self._captured, self._rowless, self._skipped, unseen))
-        missing = sorted(document for *_, of_rank in gathered for document in of_rank)
+        gathered = processes.gather((unseen, len(self._seen)))
+        missing = sorted(document for of_rank, _ in gathered for document in of_rank)
         if missing:
             named = ", ".join(f"{task} {doc_id}" for task, doc_id in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            n_seen = sum(len(seen) for seen, *_ in gathered)
+            n_seen = sum(n for _, n in gathered)
             self._journal.close()
             if not self._recalled and n_seen == 0:
                 self._journal.remove()
@@ -268,32 +264,40 @@ class RunRecorder:
                 f"The heads of every document must be read, and {len(missing)} of {len(missing) + n_seen} were answered from "
                 f"a response cache without the model ({named}{more}); no table was written. Run again without --use_cache."
             )
-        written = self._write(gathered) if processes.rank() == 0 else []
-        processes.barrier()
-        if processes.rank() == 0:
-            self._clear({document for seen, *_ in gathered for document in seen})
-        else:
-            self._journal.close()
-        return written
 
-    def _write(self, gathered: list[tuple[Any, ...]]) -> list[Path]:
-        digests = {document: digest for seen, *_ in gathered for document, digest in seen.items()}
-        captured = set().union(*(of_rank for _, of_rank, *_ in gathered))
-        rowless = {document: why for _, _, of_rank, *_ in gathered for document, why in of_rank.items()}
-        skipped = {document: why for *_, of_rank, _ in gathered for document, why in of_rank.items()}
+    def _write(self, parts: list[_Part]) -> list[Path]:
+        digests = {document: digest for part in parts for document, digest in part.seen.items()}
+        captured = {document for part in parts for document in part.captured}
+        rowless = {document: why for part in parts for document, why in part.rowless.items()}
+        skipped = {document: why for part in parts for document, why in part.skipped.items()}
+        image_kl = {document: kl for part in parts for document, kl in part.image_kl.items()}
+        cut = {document for part in parts for document in part.cut}
         self._say_skipped(skipped)
+        if skipped and not digests:
+            raise VisualHeadsError(
+                f"A run needs documents that can be read; all {len(skipped)} were left out. Look at the first reason above."
+            )
         if not digests:
             return []
-        stem = f"{self._stem}_{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
-        metadata = self._metadata_without_tasks() | {"tasks": _described(digests, rowless, skipped)}
-        answers = AnswerTableWriter(self._folder / (stem + ANSWERS_SUFFIX)) if self._with_answers else None
-        heads = HeadTableWriter(self._folder / (stem + HEADS_SUFFIX)) if captured else None
-        self._journal.merge(set(digests), heads, answers)
-        written = []
+        stem = self._new_stem()
+        cost = {} if self._sizes is None else costs.by_task((part.costs for part in parts), self._sizes)
+        controlled = {"n_image_control": set(image_kl), "n_knockout": cut}
+        tasks = run_facts.described(digests, rowless, skipped, cost, controlled)
+        metadata = self._metadata_without_tasks() | {"tasks": tasks}
+        answers = (
+            AnswerTableWriter(self._journal.table(ANSWERS_SUFFIX), image_kl=image_kl) if self._with_answers else None
+        )
+        heads = HeadTableWriter(self._journal.table(HEADS_SUFFIX)) if captured else None
+        causal = CausalTableWriter(self._journal.table(CAUSAL_SUFFIX)) if cut else None
+        self._journal.merge(set(digests), heads, answers, causal, cut)
+        self._check_whole((heads, captured), (answers, set(digests)), (causal, cut))
+        tables = {HEADS_SUFFIX: heads, ANSWERS_SUFFIX: answers, CAUSAL_SUFFIX: causal}
+        whole = {suffix: table.close(metadata) for suffix, table in tables.items() if table is not None}
+        # Every table is complete before the first one gets its place.
+        written = {suffix: finalise(path, self._folder / (stem + suffix)) for suffix, path in whole.items()}
         if heads is not None:
-            written.append(heads.close(metadata))
-            self.say(f"heads of {heads.n_documents} documents: [bold]{written[-1]}[/bold]")
-            self._name_missing(written[-1])
+            self.say(f"heads of {heads.n_documents} documents: [bold]{written[HEADS_SUFFIX]}[/bold]")
+            self._name_missing(written[HEADS_SUFFIX])
         else:
             why = (
                 "no document of these tasks has exactly one image"
@@ -302,13 +306,34 @@ class RunRecorder:
             )
             self.say(f"no heads were read: {why}")
         if answers is not None:
-            written.append(answers.close(metadata))
-            self.say(f"answers to {answers.n_documents} documents: [bold]{written[-1]}[/bold]")
+            self.say(f"answers to {answers.n_documents} documents: [bold]{written[ANSWERS_SUFFIX]}[/bold]")
+            self._name_unsure(written[ANSWERS_SUFFIX])
         else:
             self.say("answers=false: heads only, no answers and no scores")
+        if causal is not None:
+            self.say(f"answers to {causal.n_documents} documents with heads cut: [bold]{written[CAUSAL_SUFFIX]}[/bold]")
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
-            self.say(f"{task}: {count} documents {_REASONS[reason]} were answered and have no rows")
-        return written
+            self.say(f"{task}: {count} documents {run_facts.ROWLESS[reason]} were answered and have no rows")
+        return list(written.values())
+
+    def _new_stem(self) -> str:
+        """Name of this run's tables without their endings: no other's, whatever the clock says."""
+        stem = f"{self._stem}_{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
+        while list(self._folder.glob(f"{stem}.*")):
+            stem += "-again"
+        return stem
+
+    def _check_whole(
+        self, *tables: tuple[HeadTableWriter | AnswerTableWriter | CausalTableWriter | None, set[Any]]
+    ) -> None:
+        lost = sorted({key for table, of in tables if table is not None for key in of if not table.has(*key)})
+        if lost:
+            named = ", ".join(f"{task} {doc_id}" for task, doc_id in lost[:5]) + (", ..." if len(lost) > 5 else "")
+            raise VisualHeadsError(
+                f"What was measured must be on disk when the tables are written; numbers of {len(lost)} documents are not "
+                f"({named}): files in {self._journal.path} were removed while the run went on. Start the same command again: it "
+                "measures what is missing. Where that does not help, remove that folder first."
+            )
 
     def _say_skipped(self, skipped: Mapping[tuple[str, int], str]) -> None:
         for task in sorted({task for task, _ in skipped}):
@@ -332,20 +357,35 @@ class RunRecorder:
     def kept_on_failure(self) -> Iterator[None]:
         """Keep what was measured when the run fails or is stopped inside, and say how to go on."""
         try:
-            yield
+            with signals_end_in_order():
+                yield
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if not isinstance(error, VisualHeadsError):
-                reason = reason.splitlines()[0]
-            self._journal.flush()
-            n = self._journal.n_recorded()
-            if n:
-                self.say(
-                    f"the run did not finish ({reason}). {n} documents are kept in {self._journal.path}; "
-                    "the same command goes on from there."
-                )
-            self._journal.close()
+            self._keep(error)
             raise
+
+    def _keep(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if not isinstance(error, VisualHeadsError):
+            reason = reason.splitlines()[0]
+        try:
+            self._journal.flush()
+        except VisualHeadsError as second:
+            if str(second) != str(error):
+                self.say(str(second))
+        n = self._journal.n_recorded()
+        if n:
+            self.say(
+                f"the run did not finish ({reason}). {n} documents are kept in {self._journal.path}; "
+                "the same command goes on from there."
+            )
+        if n or processes.world_size() > 1:
+            self._journal.close()
+        else:
+            self._journal.remove()
+
+    def _note(self, document: Document, request: str, ran: costs.Ran) -> None:
+        if not document.padding_only:
+            self.controls.note(document.task, document.doc_id, request, ran, controlled=document.controlled)
 
     def _see(self, document: Document) -> None:
         if document.padding_only:
@@ -372,65 +412,26 @@ class RunRecorder:
                 f"missing in the table (rows that are not finite, layers that cannot see the image): {len(missing)} heads, {worst}"
             )
 
+    def _name_unsure(self, path: Path) -> None:
+        """Name the answers that came from logits that were not finite."""
+        table = pq.read_table(path, columns=["task", "doc_id", "confidence"])
+        gone = table.filter(table.column("confidence").is_null())
+        if len(gone):
+            first = f"{gone.column('task')[0]} {gone.column('doc_id')[0]}"
+            self.say(
+                f"the logits of {len(gone)} of {len(table)} documents were not finite (the first: {first}): their answers and "
+                "scores mean nothing. Another dtype may help"
+            )
+
     def _metadata_without_tasks(self) -> dict[str, Any]:
         return {
             "model": self._model,
             "query": self._query,
             "dtype": self._model.get("dtype"),
             "image_processor": self._model.get("image_processor"),
-            "versions": {"lmms_visual_heads": __version__, **_versions()},
+            "versions": {"lmms_visual_heads": __version__, **run_facts.versions()},
         }
 
     def say(self, text: str) -> None:
         """Tell the user, on standard error."""
         self._console.print(f"visual-heads: {text}", soft_wrap=True, highlight=False)
-
-
-_REASONS = {"n_without_image": "without an image", "n_several_images": "with several images"}
-
-
-def _described(
-    digests: Mapping[tuple[str, int], bytes],
-    rowless: Mapping[tuple[str, int], str],
-    skipped: Mapping[tuple[str, int], str],
-) -> dict[str, Any]:
-    """Per task: the data's fingerprint and the counts of documents."""
-    tasks = sorted({task for task, _ in digests})
-    return {
-        task: {
-            "fingerprint": fingerprint({doc_id: digest for (of, doc_id), digest in digests.items() if of == task}),
-            "n_documents": sum(of == task for of, _ in digests),
-            **{why: sum(of == task and given == why for (of, _), given in rowless.items()) for why in _REASONS},
-            **({"skipped": left_out} if (left_out := sorted(doc_id for of, doc_id in skipped if of == task)) else {}),
-        }
-        for task in tasks
-    }
-
-
-def weights_fingerprint(pretrained: str) -> str:
-    """Names, sizes and times of a local checkpoint's files; nothing for a hub id, whose commit tells."""
-    folder = Path(pretrained).expanduser()
-    if not folder.is_dir():
-        return ""
-    facts = sorted(
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()
-    )
-    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-
-
-def fingerprint(digests: Mapping[int, bytes]) -> str:
-    """Hash of a task's data, 32 hexadecimal digits: prompts and pixels of every document, in the order of their numbers."""
-    total = hashlib.blake2b(digest_size=16)
-    for doc_id in sorted(digests):
-        total.update(f"{doc_id}:".encode() + digests[doc_id])
-    return total.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

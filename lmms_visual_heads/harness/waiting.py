@@ -10,7 +10,20 @@ from typing import Any
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 
 from lmms_visual_heads.checkpoints.encoding import Encoded
-from lmms_visual_heads.harness.recording import Document
+from lmms_visual_heads.harness.documents import Document
+
+PLAIN_GENERATION = {"max_new_tokens": 1024, "temperature": 0, "num_beams": 1}
+"""What a plain lmms-eval wrapper takes where a task says nothing."""
+GENERATION_ARGUMENTS = (
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "num_beams",
+    "repetition_penalty",
+)
+"""What of a task's generation_kwargs reaches `generate`. As in lmms-eval's own wrappers of these models, `until` does not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,3 +70,10 @@ def scored(response: dict[str, Any]) -> GenerationResult:
 def generated(response: dict[str, Any]) -> GenerationResult:
     counts = TokenCounts(input_tokens=response["n_prompt"], output_tokens=response["n_answer"])
     return GenerationResult(text=response["text"], token_counts=counts)
+
+
+def generation_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `generate` out of a task's generation_kwargs."""
+    chosen = {**PLAIN_GENERATION, **{k: v for k, v in given.items() if k in GENERATION_ARGUMENTS and v is not None}}
+    # As lmms-eval's wrappers do: the temperature alone decides whether tokens are drawn.
+    return {**chosen, "do_sample": chosen["temperature"] > 0}

@@ -14,6 +14,9 @@ FEWER_DOCUMENTS = "fewer_documents"
 DIFFERENT_DTYPE = "different_dtype"
 DIFFERENT_PROCESSOR = "different_image_processor"
 UNKNOWN_SIZE = "unknown_size"
+LABELLED = "labelled"
+LABELS_CONTRADICT = "labels_contradict"
+FEWER_PROMPTS = "fewer_prompts"
 FORCED_QUERY = "forced:other_query"
 FORCED_PROBE = "forced:other_probe"
 FORCED_SIZE = "forced:other_size"
@@ -26,6 +29,9 @@ FLAG_WORDS = MappingProxyType(
         MISSING: "some head statistics are missing and were replaced by their mean",
         IN_TRAINING: "the predictor knows this model: the number is the one predicted with its training left out",
         KNOWN: "not predicted: this is the score that was given as known, with its sampling interval",
+        LABELLED: "blended with labelled items of this benchmark; the baseline is those items scored directly, drawn to the mean",
+        LABELS_CONTRADICT: "what was measured lies far from what was predicted: the model is unlike the fitted ones; widened",
+        FEWER_PROMPTS: "answered fewer than half of the fitted models' own prompts: the interval is widened",
         FEWER_DOCUMENTS: "probed on fewer than half of the documents of the fitted models",
         DIFFERENT_DTYPE: "measured in another dtype than the fitted models",
         DIFFERENT_PROCESSOR: "measured with another image processor than the fitted models",

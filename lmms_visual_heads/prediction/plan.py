@@ -6,13 +6,15 @@ batch that lowers the mean expected absolute error of all benchmarks most per fo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.prediction.conditioning import Belief, observe
 from lmms_visual_heads.prediction.joint import JointScores
 from lmms_visual_heads.prediction.mixture import complete, shrunk
 from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
@@ -28,14 +30,6 @@ _ERROR_OF_STD = float(np.sqrt(2 / np.pi))
 _P_BOUNDS = (0.02, 0.98)
 
 
-class Belief(NamedTuple):
-    """What is believed about one model's scores: names of the D benchmarks, mean [D], covariance [D, D], points."""
-
-    benchmarks: tuple[str, ...]
-    mean: Array
-    covariance: Array
-
-
 def expected_error(covariance: Array) -> float:
     """Mean expected absolute error over benchmarks, points: sqrt(2 / pi) times the mean standard deviation (Gaussian)."""
     return _ERROR_OF_STD * float(np.sqrt(np.maximum(np.diag(covariance), 0.0)).mean())
@@ -47,14 +41,9 @@ def item_variance(mean: Array) -> Array:
     return 1e4 * p * (1 - p)
 
 
-def observe(covariance: Array, benchmark: int, noise: float) -> Array:
-    """Covariance after one observation of `benchmark` with variance `noise`: S - s s' / (s_bb + noise)."""
-    column = covariance[:, benchmark]
-    total = column[benchmark] + noise
-    return covariance - np.outer(column, column) / total if total > 0 else covariance
-
-
-def plan_items(belief: Belief, budget: int = 512, batch: int = 16, largest: int | None = None) -> pd.DataFrame:
+def plan_items(
+    belief: Belief, budget: int = 512, batch: int = 16, largest: int | None = None, cost: Array | None = None
+) -> pd.DataFrame:
     """Greedy plan.
 
     Parameters
@@ -66,6 +55,8 @@ def plan_items(belief: Belief, budget: int = 512, batch: int = 16, largest: int 
         Items that are added at once.
     largest : int or None
         Most items of one benchmark; None: no limit.
+    cost : array [D] or None
+        What a forward pass costs on each benchmark (operations, say); None: the same on all. Gains are per cost.
 
     Returns
     -------
@@ -77,12 +68,17 @@ def plan_items(belief: Belief, budget: int = 512, batch: int = 16, largest: int 
         raise VisualHeadsError(f"Budget and batch must be at least 1; {budget} and {batch} came.")
     covariance, used = np.array(belief.covariance, dtype=np.float64), np.zeros(len(belief.mean), dtype=np.int64)
     one = item_variance(belief.mean)
+    each = np.ones(len(used)) if cost is None else np.asarray(cost, dtype=np.float64)
+    if each.shape != used.shape or not (each > 0).all():
+        raise VisualHeadsError(
+            "Every benchmark needs the cost of a forward pass, above 0. Leave the costs out otherwise."
+        )
     rows: list[dict[str, Any]] = []
     left, error = budget, expected_error(covariance)
     while left > 0:
         room = np.full(len(used), left) if largest is None else np.minimum(left, largest - used)
         items = np.minimum(batch, room)
-        gains = _gains(covariance, one, items)
+        gains = _gains(covariance, one, items) / each
         best = int(np.argmax(gains))
         if gains[best] <= 0:
             break
@@ -233,3 +229,25 @@ def _known_values(given: pd.DataFrame | None, names: list[str]) -> tuple[Array, 
             if not pd.isna(row["n_items"]) and row["n_items"] > 0:
                 noise[position] = float(item_variance(values[[position]])[0]) / float(row["n_items"])
     return values, noise
+
+
+def relative_cost(flops: Mapping[str, float], benchmarks: Sequence[str]) -> Array | None:
+    """Cost of an item of each benchmark [D] in units of their mean; one that is not told costs the mean. None: none is told."""
+    told = np.array([flops.get(name, np.nan) for name in benchmarks], dtype=np.float64)
+    if not np.isfinite(told).any():
+        return None
+    mean = float(np.nanmean(told))
+    return np.where(np.isfinite(told), told / mean, 1.0)
+
+
+__all__ = [
+    "PLAN_COLUMNS",
+    "Belief",
+    "belief_of_predictor",
+    "belief_of_scores",
+    "expected_error",
+    "item_variance",
+    "observe",
+    "plan_items",
+    "relative_cost",
+]

@@ -1,4 +1,4 @@
-"""`BenchmarkPredictor`: heads of a new checkpoint -> benchmark scores with intervals, baselines and flags.
+"""`BenchmarkPredictor`: what was measured of a new checkpoint -> benchmark scores with intervals, baselines, flags and methods.
 
 Units: points everywhere, 100 * score / the metric's best value. Never imports torch.
 """
@@ -6,6 +6,7 @@ Units: points everywhere, 100 * score / the metric's best value. Never imports t
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +17,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles, feature_table
-from lmms_visual_heads.prediction import flags
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, sampling_interval
-from lmms_visual_heads.prediction.protocol import BenchmarkModel, errors_of, evaluate
+from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.prediction import flags, known
+from lmms_visual_heads.prediction.believing import Cell, Evidence, believe
+from lmms_visual_heads.prediction.conditioning import Belief
+from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS, method_named
+from lmms_visual_heads.prediction.protocol import errors_of
 from lmms_visual_heads.prediction.ridge import LineageRidge
+from lmms_visual_heads.prediction.selection import (
+    Rows,
+    fit_methods,
+    method_data,
+    methods_frame,
+    nested_evaluation,
+    undominated,
+)
 from lmms_visual_heads.prediction.training import Heads, TrainingSet, as_profiles, training_set
 from lmms_visual_heads.prediction.world import World
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
@@ -27,18 +39,19 @@ from lmms_visual_heads.tables import check_scores
 
 
 class BenchmarkPredictor(BaseEstimator):
-    """Predicts benchmark scores of a checkpoint from its head profile.
+    """Predicts benchmark scores of a checkpoint from its heads and from whatever else is known of it.
 
-    Per benchmark one regression on the declared features (`features.FEATURES`), judged on trainings that it has not seen.
+    Per benchmark several methods (`declared_methods.METHODS`) are fitted, each judged on trainings that it has not seen; the best
+    one that a new checkpoint's evidence allows is used and named. Known scores and labelled items enter one joint Gaussian with it.
 
     Parameters
     ----------
     estimator : scikit-learn regressor or None
-        None: `LineageRidge()`.
+        None: each method's own; another one is used for every method.
     level : float
         Wanted coverage of the intervals, 0..1.
     features : sequence of str or None
-        Declared features to use; None: all.
+        Declared features of the heads on the probe to use; None: all.
     tasks : sequence of str or None
         Tasks whose heads are used; None: the probe tasks that every model has.
     size_factor : float
@@ -47,17 +60,23 @@ class BenchmarkPredictor(BaseEstimator):
     Attributes
     ----------
     evaluation_ : DataFrame
-        model, lineage, benchmark, actual, predicted, low, high, baseline: every model predicted with its lineage left out.
+        model, lineage, benchmark, actual, predicted, low, high, baseline, method: every model predicted with its lineage left out.
     errors_ : DataFrame
         benchmark, error, baseline_error (mean absolute, points), coverage, n_models, n_lineages.
+    methods_ : DataFrame
+        benchmark, method, error, baseline_error, n_models, n_lineages, chosen: all methods on left-out lineages.
     benchmarks_ : DataFrame
-        benchmark, metric, scale of what is predicted.
+        benchmark, metric, scale of what is predicted; mean and spread between lineages (points); items of the whole benchmark.
     features_ : DataFrame [M, F]
-        The fitted models' features.
+        The fitted models' features of the heads on the probe.
     lineages_ : dict
         model -> lineage.
     world_ : World
         Query, probe data and sizes that new heads must share.
+    maps_ : dict
+        benchmark -> `ConfidenceMap`, where the fitted models' items came along.
+    prompt_fingerprints_, prompt_counts_ : dict
+        benchmark -> fingerprints of the own prompts by their number, and how many of them the fitted models answered.
     notes_ : list of str
         What was left out, one sentence each.
 
@@ -81,7 +100,14 @@ class BenchmarkPredictor(BaseEstimator):
         self.tasks = tasks
         self.size_factor = size_factor
 
-    def fit(self, head_profiles: Heads, score_table: pd.DataFrame, lineages: Any = None) -> Self:
+    def fit(
+        self,
+        head_profiles: Heads,
+        score_table: pd.DataFrame,
+        lineages: Any = None,
+        measured: Measured | None = None,
+        items: pd.DataFrame | None = None,
+    ) -> Self:
         """Fit on the checkpoints that have heads and scores.
 
         Parameters
@@ -91,6 +117,10 @@ class BenchmarkPredictor(BaseEstimator):
             `schema.SCORE_COLUMNS`.
         lineages : mapping, DataFrame or None
             Checkpoints of one training share a lineage; a model that is not named is its own.
+        measured : Measured or None
+            Answers and causal scores of the same checkpoints (`features.measured.read_measured`).
+        items : DataFrame or None
+            `schema.ITEM_COLUMNS` of the same checkpoints: what a confidence is worth on each benchmark.
 
         Raises
         ------
@@ -102,26 +132,47 @@ class BenchmarkPredictor(BaseEstimator):
         if not self.size_factor >= 1:
             raise VisualHeadsError(f"size_factor must be at least 1; {self.size_factor!r} came.")
         training = training_set(head_profiles, score_table, lineages, self.tasks, self.features)
+        beside = Measured() if measured is None else measured
         self.world_ = World.of(training.profiles, training.tasks)
         self.features_ = training.features
         self.lineages_ = training.lineages
-        self.notes_ = training.notes
-        self.benchmarks_ = pd.DataFrame(
-            [(b.name, b.metric, b.scale) for b in training.benchmarks], columns=["benchmark", "metric", "scale"]
-        )
-        self._fit_models(training)
+        self.notes_ = [*training.notes, *beside.notes]
+        models, names = list(self.features_.index), [benchmark.name for benchmark in training.benchmarks]
+        self.prompt_fingerprints_ = known.prompt_fingerprints(beside, models, names)
+        self._fit_methods(training, beside, check_scores(score_table))
+        counts = known.prompt_counts(beside, models, names)
+        self.prompt_counts_ = {
+            name: float(np.nanmedian(counts[:, b])) for b, name in enumerate(names) if np.isfinite(counts[:, b]).any()
+        }
+        self.maps_ = {}
+        if items is not None:
+            own, notes = known.check_items(items, models, names)
+            self.maps_ = known.confidence_maps(own, beside, self.lineages_, names)
+            self.notes_ += notes
         return self
 
-    def predict(self, head_profiles: Heads, known: pd.DataFrame | None = None, force: bool = False) -> pd.DataFrame:
+    def predict(
+        self,
+        head_profiles: Heads,
+        known: pd.DataFrame | None = None,
+        force: bool = False,
+        measured: Measured | None = None,
+        items: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
         """Predicted scores, one row per model and benchmark.
 
         Parameters
         ----------
         head_profiles : HeadProfiles, HeadTable, or several of them
         known : DataFrame or None
-            Score table of scores that are measured already: they stand in the place of predictions, flagged `known`.
+            Score table of scores that are measured already: they stand in the place of predictions, flagged `known`, and move the
+            predictions of the other benchmarks.
         force : bool
             Predict for heads from another world, too; every such row is flagged.
+        measured : Measured or None
+            Answers and causal scores of the models.
+        items : DataFrame or None
+            `schema.ITEM_COLUMNS`: labelled items of fitted benchmarks; they are blended with the prediction.
 
         Returns
         -------
@@ -132,35 +183,34 @@ class BenchmarkPredictor(BaseEstimator):
         Raises
         ------
         VisualHeadsError
-            Heads from another world without `force`; known scores in another metric or scale than the fitted ones.
+            Heads or prompts from another world without `force`; known scores in another metric or scale than the fitted ones;
+            labels that do not belong to the answers.
         """
-        check_is_fitted(self, "models_")
-        profiles = as_profiles(head_profiles)
-        flags_of = {name: self.world_.check(profiles, name, self.size_factor, force) for name in profiles.models}
-        rows = feature_table(profiles, self.world_.fingerprints)[list(self.features_.columns)]
-        overshoot = self._overshoot(rows)
-        measured = self._known(known)
         table = []
-        for position, model in enumerate(rows.index):
-            own = list(flags_of[model])
-            if rows.iloc[position].isna()[self.features_.notna().any()].any():
-                own.append(flags.MISSING)
-            if overshoot[position] > 0:
-                own.append(flags.OUTSIDE)
-            for benchmark in self.benchmarks_["benchmark"]:
-                if (model, benchmark) in measured:
-                    numbers = self._measured(benchmark, *measured[model, benchmark])
-                    cell = [flags.KNOWN]
-                else:
-                    numbers, extra = self._predicted(benchmark, str(model), rows.iloc[[position]], overshoot[position])
-                    cell = own + extra
-                table.append((model, benchmark, *numbers[:3], self.level, numbers[3], flags.join_flags(cell)))
+        for model, (cells, _) in self._believed(head_profiles, known, force, measured, items).items():
+            for benchmark, c in cells.items():
+                said = flags.join_flags(list(c.flags))
+                table.append((model, benchmark, c.center, c.low, c.high, self.level, c.baseline, said, c.method))
         return pd.DataFrame(table, columns=list(PREDICTION_COLUMNS))
+
+    def beliefs(
+        self,
+        head_profiles: Heads,
+        known: pd.DataFrame | None = None,
+        force: bool = False,
+        measured: Measured | None = None,
+        items: pd.DataFrame | None = None,
+    ) -> dict[str, Belief]:
+        """Per model the joint belief behind `predict`: mean and covariance over the benchmarks, points. Same parameters."""
+        believed = self._believed(head_profiles, known, force, measured, items)
+        return {model: belief for model, (_, belief) in believed.items()}
 
     def describe(self) -> dict[str, Any]:
         """What the predictor was fitted on, and how well it did: plain values that JSON can hold."""
         check_is_fitted(self, "models_")
         merged = self.benchmarks_.merge(self.errors_, on="benchmark")
+        records = [{k: None if v != v else v for k, v in row.items()} for row in merged.to_dict("records")]
+        chosen = self.methods_[self.methods_["chosen"]].set_index("benchmark")["method"].to_dict()
         return {
             "models": list(self.features_.index),
             "n_models": len(self.features_),
@@ -176,11 +226,20 @@ class BenchmarkPredictor(BaseEstimator):
             "image_processors": list(self.world_.image_processors),
             "features": list(self.features_.columns),
             "method": type(self._template()).__name__,
+            "methods": {name: METHOD_WORDS[name] for name in dict.fromkeys(self.methods_["method"])},
+            "chosen": {str(name): str(method) for name, method in chosen.items()},
+            "own_prompts": {name: int(count) for name, count in self.prompt_counts_.items()},
             "level": self.level,
             "unit": "points: 100 * score / best possible value",
-            "benchmarks": merged.to_dict("records"),
+            "benchmarks": records,
             "notes": list(self.notes_),
         }
+
+    @property
+    def populations_(self) -> dict[str, int]:
+        """benchmark -> items of the whole benchmark, where the fitted scores say it."""
+        sizes = zip(self.benchmarks_["benchmark"], self.benchmarks_["n_items"], strict=True)
+        return {str(name): int(size) for name, size in sizes if np.isfinite(size)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the predictor as one file without pickle; see `prediction.storage`."""
@@ -201,62 +260,104 @@ class BenchmarkPredictor(BaseEstimator):
 
         return load_predictor(path)
 
-    def _fit_models(self, training: TrainingSet) -> None:
-        self.models_: dict[str, BenchmarkModel] = {}
-        evaluations = []
-        for benchmark in training.benchmarks:
-            X = training.features.loc[list(benchmark.models)].to_numpy(dtype=np.float64)
-            lineages = np.array([training.lineages[model] for model in benchmark.models])
-            self.models_[benchmark.name] = BenchmarkModel.fit(self._template(), X, benchmark.points, lineages)
-            evaluations.append(
-                evaluate(
-                    self._template(), X, benchmark.points, list(benchmark.models), lineages, benchmark.name, self.level
-                )
-            )
-        self.evaluation_ = pd.concat(evaluations, ignore_index=True)
+    def _fit_methods(self, training: TrainingSet, measured: Measured, scores: pd.DataFrame) -> None:
+        models, names = [str(model) for model in training.features.index], [b.name for b in training.benchmarks]
+        columns = known.method_columns(training.profiles, training.features, measured, names)
+        points, items = np.full((2, len(models), len(names)), np.nan)
+        counts = scores.set_index(["model", "benchmark"])["n_items"].astype(float)
+        for b, benchmark in enumerate(training.benchmarks):
+            at = [models.index(model) for model in benchmark.models]
+            points[at, b] = benchmark.points
+            items[at, b] = [counts.to_dict()[model, benchmark.name] for model in benchmark.models]
+        groups = np.array([self.lineages_[model] for model in models], dtype=np.str_)
+        data = method_data(columns, models, names, points, items, self.lineages_)
+        everyone = {
+            name: Rows(tuple(models), points[:, [b]], points[:, b], groups, items[:, b]).take(np.isfinite(points[:, b]))
+            for b, name in enumerate(names)
+        }
+        fitted = fit_methods(data, self.estimator)
+        self.methods_ = methods_frame(fitted)
+        self.models_ = undominated(fitted, {name: header for name, (_, header) in columns.items()})
+        self.evaluation_, used = nested_evaluation(data, everyone, self.level, self.estimator)
+        keys = zip(self.evaluation_["model"], self.evaluation_["benchmark"], strict=True)
+        self.evaluation_["method"] = [used[key] for key in keys]
         self.errors_ = errors_of(self.evaluation_)
+        self.benchmarks_ = pd.DataFrame(
+            [(b.name, b.metric, b.scale, *reference_of(everyone[b.name])) for b in training.benchmarks],
+            columns=["benchmark", "metric", "scale", "mean", "between", "n_items"],
+        )
 
     def _template(self) -> Any:
         return LineageRidge() if self.estimator is None else self.estimator
 
-    def _overshoot(self, rows: pd.DataFrame) -> np.ndarray:
-        """How far each model lies outside the fitted ranges: 0 up to half a range beyond, then in ranges, at most 10."""
-        low = self.features_.min().to_numpy(dtype=np.float64)
-        high = self.features_.max().to_numpy(dtype=np.float64)
-        values = rows.to_numpy(dtype=np.float64)
-        beyond = np.maximum(low - values, values - high)
-        varied = high > low
-        ranges = np.divide(beyond, high - low, out=np.zeros_like(beyond), where=varied & np.isfinite(beyond))
-        largest = np.maximum(ranges.max(axis=1), 0.0)
-        return np.where(largest > 0.5, np.minimum(largest, 10.0), 0.0)
+    def _believed(
+        self,
+        head_profiles: Heads,
+        known_scores: pd.DataFrame | None,
+        force: bool,
+        measured: Measured | None,
+        items: pd.DataFrame | None,
+    ) -> dict[str, tuple[dict[str, Cell], Belief]]:
+        check_is_fitted(self, "models_")
+        profiles = as_profiles(head_profiles)
+        beside = Measured() if measured is None else measured
+        flags_of = {name: self.world_.check(profiles, name, self.size_factor, force) for name in profiles.models}
+        rows = feature_table(profiles, self.world_.fingerprints)[list(self.features_.columns)]
+        models, names = [str(model) for model in rows.index], [str(name) for name in self.benchmarks_["benchmark"]]
+        for model in models:
+            flags_of[model] += self._other_prompts(beside, model, names, force)
+        methods = [method_named(name) for name in dict.fromkeys(self.methods_["method"])]
+        scores = None if known_scores is None else check_scores(known_scores, "the table of known scores")
+        columns = known.method_columns(profiles, rows, beside, names, methods)
+        counts = known.prompt_counts(beside, models, names)
+        given = self._known(scores)
+        labelled: Mapping[str, Any] = {}
+        if items is not None:
+            labelled = known.labelled_items(known.check_items(items, models, names)[0], beside)
+        believed = {}
+        for m, model in enumerate(models):
+            evidence = Evidence(
+                model,
+                {name: (values[m], header) for name, (values, header) in columns.items()},
+                tuple(flags_of[model]),
+                dict(zip(names, counts[m], strict=True)),
+                {
+                    b: float(p.std())
+                    for b in names
+                    if (p := beside.prompts.get((model, b))) is not None and p.notna().sum() > 3
+                },
+                {b: score for (own, b), score in given.items() if own == model},
+                labelled.get(model, {}),
+            )
+            believed[model] = believe(self, evidence)
+        return believed
 
-    def _predicted(
-        self, benchmark: str, model: str, row: pd.DataFrame, overshoot: float
-    ) -> tuple[tuple[float, ...], list[str]]:
-        """(predicted, low, high, baseline) and the benchmark's flags."""
-        fitted = self.models_[benchmark]
-        errors = self.errors_.set_index("benchmark").loc[benchmark]
-        extra = [flags.FEW_LINEAGES] if errors["n_lineages"] < CERTIFIED_LINEAGES else []
-        if errors["error"] >= errors["baseline_error"]:
-            extra.append(flags.NO_BETTER)
-        left_out = self.evaluation_[(self.evaluation_["benchmark"] == benchmark) & (self.evaluation_["model"] == model)]
-        if len(left_out):
-            seen = left_out.iloc[0]
-            return tuple(float(seen[name]) for name in ("predicted", "low", "high", "baseline")), [
-                *extra,
-                flags.IN_TRAINING,
-            ]
-        X = row.to_numpy(dtype=np.float64)
-        low, high = fitted.intervals(X, self.level, np.array([1.0 + overshoot]))[0]
-        return (float(fitted.predict(X)[0]), float(low), float(high), fitted.baseline), extra
+    def _other_prompts(self, measured: Measured, model: str, names: list[str], force: bool) -> list[str]:
+        """Own prompts must be those of the fitted models.
 
-    def _known(self, known: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, int | None]]:
+        Raises
+        ------
+        VisualHeadsError
+            Other data under the same task's name, without `force`.
+        """
+        for name in names:
+            fingerprint, number = measured.fingerprints.get((model, name), ("", -1))
+            if self.prompt_fingerprints_.get(name, {}).get(number, fingerprint) != fingerprint:
+                if force:
+                    return [flags.FORCED_PROBE]
+                raise VisualHeadsError(
+                    f"Own prompts must be those of the fitted models; {model} answered other data of {name} (another fingerprint). "
+                    "Run the same data, leave its answer table out, or use --force (every row is then flagged)."
+                )
+        return []
+
+    def _known(self, scores: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, int | None]]:
         """(model, benchmark) -> (points, n_items) of the scores that are given."""
-        if known is None:
+        if scores is None:
             return {}
         fitted = self.benchmarks_.set_index("benchmark")
         given: dict[tuple[str, str], tuple[float, int | None]] = {}
-        for row in check_scores(known, "the table of known scores").to_dict("records"):
+        for row in scores.to_dict("records"):
             model, benchmark = str(row["model"]), str(row["benchmark"])
             if benchmark not in fitted.index:
                 continue
@@ -271,9 +372,12 @@ class BenchmarkPredictor(BaseEstimator):
             given[model, benchmark] = (100.0 * float(row["score"]) / float(row["scale"]), n_items)
         return given
 
-    def _measured(self, benchmark: str, points: float, n_items: int | None) -> tuple[float, ...]:
-        low, high = sampling_interval(points, n_items, self.level)
-        return points, low, high, self.models_[benchmark].baseline
+
+def reference_of(rows: Rows) -> tuple[float, float, float]:
+    """Mean over lineages of one benchmark's scores, their spread between lineages (points), and the most items behind one."""
+    means = pd.Series(rows.points).groupby(rows.lineages).mean()
+    between = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
+    return float(means.mean()), between, float(np.nanmax(rows.items)) if np.isfinite(rows.items).any() else float("nan")
 
 
-__all__ = ["BenchmarkPredictor", "HeadProfiles"]
+__all__ = ["BenchmarkPredictor", "HeadProfiles", "reference_of"]

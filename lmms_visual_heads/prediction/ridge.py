@@ -15,23 +15,19 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from lmms_visual_heads.prediction.standardising import (
+    StandardisedFeatures,
+    lineage_blocks,
+    lineage_mean,
+    lineage_weights,
+)
+
 Array = npt.NDArray[np.float64]
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
-def lineage_weights(groups: npt.ArrayLike) -> Array:
-    """Weight 1 / (size of its lineage) for every row, shape [n]: lineages count the same, duplicates add nothing."""
-    _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / counts[index], dtype=np.float64)
-
-
-def lineage_mean(y: npt.ArrayLike, groups: npt.ArrayLike) -> float:
-    """Mean over lineages of the mean over their rows: the baseline."""
-    return float(np.average(np.asarray(y, dtype=np.float64), weights=lineage_weights(groups)))
-
-
-class LineageRidge(RegressorMixin, BaseEstimator):
+class LineageRidge(StandardisedFeatures, RegressorMixin, BaseEstimator):
     """Ridge on standardised features; penalty and use of the features chosen by leave-one-lineage-out.
 
     Minimises sum_i w_i (y_i - b - z_i beta)^2 + penalty * G * F * |beta|^2 with w_i = 1 / (rows of the lineage of i) and z
@@ -95,14 +91,12 @@ class LineageRidge(RegressorMixin, BaseEstimator):
         if len(groups) != len(target):
             raise ValueError(f"groups must have one entry per row; got {len(groups)} for {len(target)} rows")
         weights = lineage_weights(groups)
-        self._standardise(rows, weights)
-        z = self._z(rows)
-        self.low_, self.high_ = z.min(axis=0), z.max(axis=0)
+        z = self._standardise(rows, weights)
         self.intercept_ = float(np.average(target, weights=weights))
         root = np.sqrt(weights)
         u, s, vt = np.linalg.svd(root[:, None] * z, full_matrices=False)
         total = weights.sum() * z.shape[1]
-        blocks = _blocks(groups)
+        blocks = lineage_blocks(groups)
         errors = [
             _left_out_error(u * np.sqrt(s**2 / (s**2 + penalty * total)), root, target, blocks)
             for penalty in self.penalties
@@ -122,33 +116,13 @@ class LineageRidge(RegressorMixin, BaseEstimator):
         """Predictions for the rows of `X`, shape [n]; missing features count as the training mean."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-        z = np.clip(self._z(np.asarray(X)), self.low_ - self.reach, self.high_ + self.reach)
+        z = self._held(np.asarray(X), self.reach)
         return np.asarray(self.intercept_ + (z * self.coef_).sum(axis=1), dtype=np.float64)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
-
-    def _standardise(self, rows: Array, weights: Array) -> None:
-        there = np.isfinite(rows)
-        mass = (there * weights[:, None]).sum(axis=0)
-        safe = np.where(mass > 0, mass, 1.0)
-        self.center_ = (np.where(there, rows, 0.0) * weights[:, None]).sum(axis=0) / safe
-        spread = np.where(there, rows - self.center_, 0.0)
-        scale = np.sqrt((spread**2 * weights[:, None]).sum(axis=0) / safe)
-        constant = scale <= 1e-12 * np.maximum(np.abs(self.center_), 1e-300)
-        self.scale_ = np.where(constant, np.inf, scale)
-
-    def _z(self, rows: Array) -> Array:
-        return np.where(np.isfinite(rows), (rows - self.center_) / self.scale_, 0.0)
-
-
-def _blocks(groups: npt.NDArray[Any]) -> list[npt.NDArray[np.intp]]:
-    """Row numbers of the lineages, one array [lineages, size] per size of lineage."""
-    _, index = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
-    return [np.array([m for m in members if len(m) == size]) for size in sorted({len(m) for m in members})]
 
 
 def _left_out_error(half: Array, root: Array, target: Array, blocks: list[npt.NDArray[np.intp]]) -> float:
@@ -161,7 +135,7 @@ def _left_out_error(half: Array, root: Array, target: Array, blocks: list[npt.ND
     root : array [n]
         Square roots of the weights.
     blocks : list of array [lineages, size]
-        As `_blocks` gives them.
+        As `lineage_blocks` gives them.
     """
     intercept = root / np.sqrt((root**2).sum())
     weighted = root * target
@@ -174,3 +148,6 @@ def _left_out_error(half: Array, root: Array, target: Array, blocks: list[npt.ND
             return float("inf")
         total += float((np.linalg.solve(gap, residual[rows][:, :, None]) ** 2).sum())
     return total / sum(len(rows) for rows in blocks)
+
+
+__all__ = ["PENALTIES", "LineageRidge", "lineage_mean", "lineage_weights"]

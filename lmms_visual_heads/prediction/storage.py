@@ -23,9 +23,12 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.prediction.confidence_map import ConfidenceMap
+from lmms_visual_heads.prediction.declared_methods import PROBE_HEADS, method_named
 from lmms_visual_heads.prediction.intervals import LeftOutErrors
-from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
+from lmms_visual_heads.prediction.predictor import BenchmarkPredictor, reference_of
 from lmms_visual_heads.prediction.protocol import BenchmarkModel
+from lmms_visual_heads.prediction.selection import FittedMethod, Rows, methods_frame
 from lmms_visual_heads.prediction.world import World
 from lmms_visual_heads.tables.files import write_bytes
 
@@ -49,15 +52,25 @@ with _torch_hidden():
     from skops.io.exceptions import UntrustedTypesFoundException
 
 FORMAT = "lmms_visual_heads.predictor"
-PREDICTOR_VERSION = 1
-"""Raised when a file's content changes its meaning; newer files are refused by name."""
+PREDICTOR_VERSION = 2
+"""Raised when a file's content changes its meaning; newer files are refused by name. 1: one method, the heads on the probe."""
 
-TRUSTED_TYPES = ("lmms_visual_heads.prediction.ridge.LineageRidge",)
-"""Types of this package that a predictor file may hold, beside those that skops trusts by itself."""
+TRUSTED_TYPES = (
+    "lmms_visual_heads.prediction.estimators.LineagePLS",
+    "lmms_visual_heads.prediction.estimators_pooled.OneBenchmark",
+    "lmms_visual_heads.prediction.estimators_pooled.PooledBenchmarks",
+    "lmms_visual_heads.prediction.estimators_process.LineageProcess",
+    "lmms_visual_heads.prediction.ridge.LineageRidge",
+    "sklearn.gaussian_process.kernels.ConstantKernel",
+    "sklearn.gaussian_process.kernels.Product",
+    "sklearn.gaussian_process.kernels.RBF",
+    "sklearn.gaussian_process.kernels.Sum",
+)
+"""Types that a predictor file may hold, beside those that skops trusts by itself."""
 
 _MANIFEST, _PREDICTOR, _ESTIMATORS = "manifest.json", "predictor.json", "estimators.skops"
 _LARGEST = 1 << 30
-_FRAMES = ("features_", "evaluation_", "errors_", "benchmarks_")
+_FRAMES = ("features_", "evaluation_", "errors_", "benchmarks_", "methods_")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -72,7 +85,13 @@ def save_predictor(predictor: BenchmarkPredictor, path: str | os.PathLike[str]) 
     check_is_fitted(predictor, "models_")
     estimators = {
         "template": predictor.estimator,
-        "models": {n: {"all": m.estimator, "left_out": m.left_out} for n, m in predictor.models_.items()},
+        "models": {
+            benchmark: {
+                name: {"all": fitted.model.estimator, "left_out": fitted.model.left_out}
+                for name, fitted in methods.items()
+            }
+            for benchmark, methods in predictor.models_.items()
+        },
     }
     skops_bytes = skops.io.dumps(estimators)
     untrusted = sorted(set(skops.io.get_untrusted_types(data=skops_bytes)) - set(TRUSTED_TYPES))
@@ -132,7 +151,7 @@ def load_predictor(path: str | os.PathLike[str]) -> BenchmarkPredictor:
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, zipfile.BadZipFile) as error:
         raise _changed(target, f"its estimators cannot be built ({type(error).__name__})") from error
     try:
-        return _build(json.loads(content[_PREDICTOR]), estimators)
+        return _build(json.loads(content[_PREDICTOR]), estimators, version)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise _changed(target, f"its parts do not fit together ({type(error).__name__}: {error})") from error
 
@@ -157,18 +176,41 @@ def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
         "lineages": dict(predictor.lineages_),
         "notes": list(predictor.notes_),
         "models": {
+            benchmark: {name: _method_document(fitted) for name, fitted in methods.items()}
+            for benchmark, methods in predictor.models_.items()
+        },
+        "maps": {
             name: {
-                "baseline": model.baseline,
-                "residuals": model.errors.residuals.tolist(),
-                "lineages": [str(lineage) for lineage in model.errors.lineages],
+                "knots": list(found.knots),
+                "values": list(found.values),
+                "slope": found.slope,
+                "slope_std": found.slope_std,
+                "n_models": found.n_models,
             }
-            for name, model in predictor.models_.items()
+            for name, found in predictor.maps_.items()
+        },
+        "prompts": {
+            "fingerprints": {name: list(found.items()) for name, found in predictor.prompt_fingerprints_.items()},
+            "counts": dict(predictor.prompt_counts_),
         },
         "frames": {name: _frame_document(getattr(predictor, name)) for name in _FRAMES},
     }
 
 
-def _build(document: dict[str, Any], estimators: dict[str, Any]) -> BenchmarkPredictor:
+def _method_document(fitted: FittedMethod) -> dict[str, Any]:
+    return {
+        "baseline": fitted.model.baseline,
+        "residuals": fitted.model.errors.residuals.tolist(),
+        "lineages": [str(lineage) for lineage in fitted.model.errors.lineages],
+        "models": list(fitted.models),
+        "low": _numbers(fitted.low),
+        "high": _numbers(fitted.high),
+        "error": fitted.error,
+        "baseline_error": fitted.baseline_error,
+    }
+
+
+def _build(document: dict[str, Any], estimators: dict[str, Any], version: int) -> BenchmarkPredictor:
     predictor = BenchmarkPredictor(estimator=estimators["template"], **document["parameters"])
     world = document["world"]
     predictor.world_ = World(
@@ -182,33 +224,91 @@ def _build(document: dict[str, Any], estimators: dict[str, Any]) -> BenchmarkPre
     predictor.lineages_ = dict(document["lineages"])
     predictor.notes_ = list(document["notes"])
     for name in _FRAMES:
-        setattr(predictor, name, _frame(document["frames"][name]))
+        if name in document["frames"]:
+            setattr(predictor, name, _frame(document["frames"][name]))
+    if version == 1:
+        document, estimators = _of_version_1(predictor, document, estimators)
     predictor.models_ = {
-        name: BenchmarkModel(
-            estimators["models"][name]["all"],
-            dict(estimators["models"][name]["left_out"]),
-            LeftOutErrors(np.array(model["residuals"], dtype=np.float64), np.array(model["lineages"], dtype=np.str_)),
-            float(model["baseline"]),
-        )
-        for name, model in document["models"].items()
+        benchmark: {name: _method(part, estimators["models"][benchmark][name]) for name, part in methods.items()}
+        for benchmark, methods in document["models"].items()
     }
+    if version == 1:
+        predictor.methods_ = methods_frame(predictor.models_)
+    predictor.maps_ = {
+        name: ConfidenceMap(
+            tuple(part["knots"]), tuple(part["values"]), part["slope"], part["slope_std"], part["n_models"]
+        )
+        for name, part in document["maps"].items()
+    }
+    predictor.prompt_fingerprints_ = {
+        name: {int(number): str(fingerprint) for number, fingerprint in found}
+        for name, found in document["prompts"]["fingerprints"].items()
+    }
+    predictor.prompt_counts_ = {name: float(count) for name, count in document["prompts"]["counts"].items()}
+    predictor.benchmarks_ = predictor.benchmarks_.astype({"mean": float, "between": float, "n_items": float})
     _check(predictor)
     return predictor
 
 
+def _method(part: dict[str, Any], estimators: dict[str, Any]) -> FittedMethod:
+    errors = LeftOutErrors(np.array(part["residuals"], dtype=np.float64), np.array(part["lineages"], dtype=np.str_))
+    model = BenchmarkModel(estimators["all"], dict(estimators["left_out"]), errors, float(part["baseline"]))
+    low, high = (
+        np.array([np.nan if v is None else v for v in part[name]], dtype=np.float64) for name in ("low", "high")
+    )
+    return FittedMethod(model, tuple(part["models"]), low, high, float(part["error"]), float(part["baseline_error"]))
+
+
+def _of_version_1(
+    predictor: BenchmarkPredictor, document: dict[str, Any], estimators: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first version had the heads on the probe only; what is told of its benchmarks now stands in its evaluation."""
+    low, high = (
+        _numbers(values.to_numpy(dtype=float)) for values in (predictor.features_.min(), predictor.features_.max())
+    )
+    evaluation, errors = predictor.evaluation_, predictor.errors_.set_index("benchmark")
+    predictor.evaluation_ = evaluation.assign(method=PROBE_HEADS.name)
+    models: dict[str, Any] = {}
+    references = []
+    for benchmark, part in document["models"].items():
+        rows = evaluation[evaluation["benchmark"] == benchmark].sort_values("model")
+        lineages, n = rows["lineage"].to_numpy(dtype=np.str_), len(rows)
+        names = rows["model"].tolist() if lineages.tolist() == part["lineages"] else []
+        own = {"models": names, "low": low, "high": high}
+        own |= {name: float(errors.loc[benchmark, name]) for name in ("error", "baseline_error")}
+        models[benchmark] = {PROBE_HEADS.name: {**part, **own}}
+        unknown = np.full(n, np.nan)
+        points = rows["actual"].to_numpy(dtype=float)
+        references.append((benchmark, *reference_of(Rows(tuple(names), unknown[:, None], points, lineages, unknown))))
+    told = pd.DataFrame(references, columns=["benchmark", "mean", "between", "n_items"])
+    predictor.benchmarks_ = predictor.benchmarks_.merge(told, on="benchmark", how="left")
+    wrapped = {benchmark: {PROBE_HEADS.name: found} for benchmark, found in estimators["models"].items()}
+    added = {"models": models, "maps": {}, "prompts": {"fingerprints": {}, "counts": {}}}
+    return {**document, **added}, {**estimators, "models": wrapped}
+
+
 def _check(predictor: BenchmarkPredictor) -> None:
-    """The parts belong together: every benchmark has its model, and every model takes the declared features."""
+    """The parts belong together: every benchmark has its models, and every model takes the columns of its method."""
     if set(predictor.models_) != set(predictor.benchmarks_["benchmark"]) or set(predictor.errors_["benchmark"]) != set(
         predictor.models_
     ):
         raise ValueError("the benchmarks differ")
-    n_features = len(predictor.features_.columns)
-    for model in predictor.models_.values():
-        if not set(model.errors.lineages) <= set(model.left_out):
-            raise ValueError("the lineages differ")
-        for estimator in (model.estimator, *model.left_out.values()):
-            if getattr(estimator, "n_features_in_", n_features) != n_features:
-                raise ValueError("the numbers of features differ")
+    fitted = {name for methods in predictor.models_.values() for name in methods}
+    if (set(predictor.evaluation_["method"]) | fitted) - set(predictor.methods_["method"]):
+        raise ValueError("the methods differ")
+    for methods in predictor.models_.values():
+        for name, fitted in methods.items():
+            method_named(name)
+            if not set(fitted.model.errors.lineages) <= set(fitted.model.left_out):
+                raise ValueError("the lineages differ")
+            n_features = len(predictor.features_.columns) if name == PROBE_HEADS.name else len(fitted.low)
+            for estimator in (fitted.model.estimator, *fitted.model.left_out.values()):
+                if len(fitted.low) != n_features or getattr(estimator, "n_features_in_", n_features) != n_features:
+                    raise ValueError("the numbers of features differ")
+
+
+def _numbers(values: Any) -> list[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]
 
 
 def _frame_document(frame: pd.DataFrame) -> dict[str, Any]:

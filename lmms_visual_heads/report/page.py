@@ -63,6 +63,7 @@ def make_report(
     threshold: float = frames.DEFAULT_THRESHOLD,
     command: Sequence[str] | None = None,
     force: bool = False,
+    measured: Any | None = None,
 ) -> Report:
     """Write the page and say what it says.
 
@@ -84,6 +85,8 @@ def make_report(
         The command that wrote the page, word by word, to be shown on it.
     force : bool
         Predict models that the predictor does not vouch for, too; their rows are flagged.
+    measured : Measured or None
+        Answers and causal scores of the models, for the predictions.
 
     Returns
     -------
@@ -99,9 +102,10 @@ def make_report(
     notes: list[str] = []
     if predictions is None and predictor is not None:
         try:
-            predictions = new_predictions(predictor, models, force)
+            predictions = new_predictions(predictor, models, force, measured)
         except VisualHeadsError as refusal:
             notes.append(f"No score is predicted: {refusal}")
+    notes += method_notes(predictor, predictions)
     made = build_frames(models, scores, predictor, predictions, threshold)
     if made.predictions is not None and scores is not None and made.predictions["actual"].isna().all():
         names = ", ".join(dict.fromkeys(made.predictions["model"]))
@@ -205,7 +209,28 @@ def page_trust(made: ReportFrames, predictor: Any | None = None) -> Trust:
     )
 
 
-def new_predictions(predictor: Any, models: Sequence[ReportModel], force: bool = False) -> pd.DataFrame | None:
+def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> list[str]:
+    """A sentence per method that stands behind predictions but not behind the left-out errors that the page judges by."""
+    judged = getattr(predictor, "methods_", None)
+    if judged is None or predictions is None or "method" not in predictions.columns:
+        return []
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+
+    used = predictions.assign(method=predictions["method"].str.partition("+")[0])[
+        ["benchmark", "method"]
+    ].drop_duplicates()
+    others = used.merge(judged[~judged["chosen"].astype(bool)], on=["benchmark", "method"])
+    return [
+        f"{', '.join(part['benchmark'])}: predicted from {METHOD_WORDS[str(name)]} alone, where the left-out error is "
+        f"{part['error'].mean():.1f} points (always guessing the mean: {part['baseline_error'].mean():.1f}); the left-out errors "
+        "on this page are those of the best method, which needs more than was measured of these models."
+        for name, part in others.groupby("method", sort=False)
+    ]
+
+
+def new_predictions(
+    predictor: Any, models: Sequence[ReportModel], force: bool = False, measured: Any | None = None
+) -> pd.DataFrame | None:
     """Predictions for the models that the predictor was not fitted on; None when it was fitted on all of them."""
     evaluation = getattr(predictor, "evaluation_", None)
     fitted = set() if evaluation is None else set(evaluation["model"])
@@ -213,7 +238,8 @@ def new_predictions(predictor: Any, models: Sequence[ReportModel], force: bool =
     if not new:
         return None
     profiles = HeadProfiles(frames.profile_frame(new), {model.name: model.metadata for model in new})
-    return predictor.predict(profiles, force=force)
+    beside = {} if measured is None else {"measured": measured}
+    return predictor.predict(profiles, force=force, **beside)
 
 
 def _level(made: ReportFrames, predictor: Any | None) -> float | None:

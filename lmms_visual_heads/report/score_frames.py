@@ -28,7 +28,7 @@ def prediction_frame(predictions: pd.DataFrame, scores: pd.DataFrame | None = No
     Parameters
     ----------
     predictions : DataFrame
-        `schema.PREDICTION_COLUMNS`.
+        `schema.PREDICTION_COLUMNS`; predictions of an earlier version have no method.
     scores : DataFrame or None
         Score table.
 
@@ -43,6 +43,7 @@ def prediction_frame(predictions: pd.DataFrame, scores: pd.DataFrame | None = No
     VisualHeadsError
         When columns are missing.
     """
+    predictions = predictions if "method" in predictions.columns else predictions.assign(method="")
     _require(predictions, schema.PREDICTION_COLUMNS, "Predictions")
     frame = predictions[list(schema.PREDICTION_COLUMNS)].copy()
     for name in ("predicted", "low", "high", "level", "baseline"):

@@ -35,6 +35,25 @@ def answer_kl(without: Tensor, given: Tensor) -> Tensor:
     return kl.clamp_min(0.0)
 
 
+def answer_kl_or_nan(without: Tensor, given: Tensor) -> Tensor:
+    """`answer_kl` row by row, NaN (missing) where either row of logits holds NaN or plus infinity.
+
+    Parameters
+    ----------
+    without, given : Tensor [B, V]
+        As for `answer_kl`.
+
+    Returns
+    -------
+    Tensor [B], float64
+    """
+    kl = torch.full(given.shape[:1], float("nan"), dtype=torch.float64, device=given.device)
+    bad = [logits.isnan() | (logits == torch.inf) for logits in (without, given)]
+    rows = ~(bad[0] | bad[1]).any(-1)
+    kl[rows] = answer_kl(without[rows], given[rows])
+    return kl
+
+
 def image_dependence(kl: Tensor) -> float:
     """Mean over documents of `kl` [N], nats (swapped or blank image)."""
     if not len(kl):

@@ -1,4 +1,4 @@
-"""Readers of head and answer tables: footers first, rows when asked for; several files of one model are merged.
+"""Readers of head, answer and causal tables: footers first, rows when asked for; several files of one model are merged.
 
 A task stands once per model: of two measurements the one with more documents is kept, of equal ones the newer.
 Never mixes queries, data or models in silence.
@@ -22,11 +22,14 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import (
     ANSWER_COLUMNS,
     ANSWERS_SUFFIX,
+    CAUSAL_COLUMNS,
+    CAUSAL_SUFFIX,
     HEAD_COLUMNS,
     HEADS_SUFFIX,
     METADATA_KEY,
     Column,
     arrow_schema,
+    declared,
 )
 from lmms_visual_heads.tables import files
 from lmms_visual_heads.tables import metadata as metadata_documents
@@ -61,6 +64,8 @@ class Table:
 
     columns: ClassVar[tuple[Column, ...]]
     suffix: ClassVar[str]
+    counted: ClassVar[str] = "n_documents"
+    """Which number of a task's metadata tells how much of it the table holds."""
     metadata: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     _sources: tuple[_Source, ...] = field(default=(), repr=False)
@@ -69,7 +74,7 @@ class Table:
     def __post_init__(self) -> None:
         metadata_documents.check_metadata(self.metadata, self.where)
         if self._given is not None:
-            missing = [c.name for c in self.columns if c.name not in self._given.columns]
+            missing = [c.name for c in self.columns if c.name not in self._given.columns and not c.added]
             if missing:
                 raise VisualHeadsError(
                     f"A {self.kind} table needs the columns {', '.join(missing)}; {self.where} lacks them."
@@ -82,7 +87,7 @@ class Table:
 
     @property
     def kind(self) -> str:
-        """What the table holds: "heads" or "answers"."""
+        """What the table holds: "heads", "answers" or "causal"."""
         return self.suffix.split(".")[1]
 
     @property
@@ -114,7 +119,7 @@ class Table:
     def frame(self) -> pd.DataFrame:
         """All rows, the declared columns in order; missing values are NaN (None in text columns)."""
         if self._given is not None:
-            return self._given[[c.name for c in self.columns]]
+            return self._complete(self._given)
         tables = [pa.Table.from_batches([batch]) for batch in self.batches()]
         return (pa.concat_tables(tables) if tables else arrow_schema(self.columns).empty_table()).to_pandas()
 
@@ -127,18 +132,18 @@ class Table:
             When a file is damaged behind its footer.
         """
         if self._given is not None:
-            names = [c.name for c in self.columns]
             yield from pa.Table.from_pandas(
-                self._given[names], arrow_schema(self.columns), preserve_index=False
+                self._complete(self._given), arrow_schema(self.columns), preserve_index=False
             ).to_batches()
             return
-        names = [c.name for c in self.columns]
         for source in self._sources:
             wanted = pa.array(source.tasks, pa.string())
             try:
                 with pq.ParquetFile(source.path) as parquet:
+                    there = set(parquet.schema_arrow.names)
+                    names = [c.name for c in self.columns if c.name in there]
                     for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names):
-                        kept = batch.filter(pc.is_in(batch.column("task"), value_set=wanted)).select(names)
+                        kept = declared(batch.filter(pc.is_in(batch.column("task"), value_set=wanted)), self.columns)
                         if len(kept):
                             yield kept
             except (pa.ArrowException, OSError) as error:
@@ -148,6 +153,11 @@ class Table:
     def has_rows(self) -> bool:
         """Whether any row is there."""
         return next(self.batches(), None) is not None
+
+    def _complete(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The declared columns of `frame`; what was added later and is not there is missing in every row."""
+        absent = {c.name: float("nan") for c in self.columns if c.name not in frame.columns}
+        return (frame.assign(**absent) if absent else frame)[[c.name for c in self.columns]]
 
 
 class HeadTable(Table):
@@ -162,6 +172,14 @@ class AnswerTable(Table):
 
     columns = ANSWER_COLUMNS
     suffix = ANSWERS_SUFFIX
+
+
+class CausalTable(Table):
+    """Causal table of one model: what cutting heads off the image does; see `schema.CAUSAL_COLUMNS`."""
+
+    columns = CAUSAL_COLUMNS
+    suffix = CAUSAL_SUFFIX
+    counted = "n_knockout"
 
 
 def read_head_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[HeadTable]:
@@ -196,6 +214,16 @@ def read_answer_table(*paths: str | os.PathLike[str]) -> AnswerTable:
     return _only_one(read_answer_tables(paths))
 
 
+def read_causal_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[CausalTable]:
+    """Causal tables under `paths`, one per model; as `read_head_tables`."""
+    return _read(CausalTable, paths)
+
+
+def read_causal_table(*paths: str | os.PathLike[str]) -> CausalTable:
+    """The causal table of one model; as `read_head_table`."""
+    return _only_one(read_causal_tables(paths))
+
+
 def _only_one(tables: list[T]) -> T:
     if len(tables) != 1:
         raise VisualHeadsError(
@@ -227,13 +255,13 @@ def _open(kind: type[Table], path: Path) -> _Source:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     document = metadata_documents.from_bytes((schema.metadata or {}).get(METADATA_KEY), str(path))
-    missing = [c.name for c in kind.columns if c.name not in schema.names]
+    missing = [c.name for c in kind.columns if c.name not in schema.names and not c.added]
     if missing:
         raise VisualHeadsError(
             f"A table of {kind.suffix.split('.')[1]} needs the columns {', '.join(missing)}; {path} lacks them. "
             f"Name a *{kind.suffix} file."
         )
-    for column in kind.columns:
+    for column in (c for c in kind.columns if c.name in schema.names):
         came = schema.field(column.name).type
         if came != column.type:
             raise VisualHeadsError(
@@ -268,9 +296,10 @@ def _merge(kind: type[T], name: str, sources: list[_Source]) -> T:
                     f"{source.path} "
                     "have different fingerprints. Leave one of the files out."
                 )
-            winner = source if _n_documents(description) >= _n_documents(earlier) else keeper[task]
+            came, had = _number(description, kind.counted), _number(earlier, kind.counted)
+            winner = source if came >= had else keeper[task]
             loser = keeper[task] if winner is source else source
-            reason = "it has more documents" if _n_documents(description) != _n_documents(earlier) else "it is newer"
+            reason = "it has more documents" if came != had else "it is newer"
             notes.append(
                 f"Task {task!r} of model {name!r} was measured twice; kept {winner.path} ({reason}), not {loser.path}."
             )
@@ -302,6 +331,6 @@ def _written(source: _Source) -> str:
     return str(source.metadata.get("written", ""))
 
 
-def _n_documents(description: Mapping[str, Any]) -> int:
-    value = description.get("n_documents", 0)
+def _number(description: Mapping[str, Any], name: str) -> int:
+    value = description.get(name, 0)
     return int(value) if isinstance(value, int) else 0

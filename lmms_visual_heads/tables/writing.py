@@ -1,4 +1,4 @@
-"""Writers of head and answer tables: row groups stream to a part file, which gets its name when it is complete.
+"""Writers of head, answer and causal tables: row groups stream to a part file, which gets its name when it is complete.
 
 Memory is bounded by one row group. NaN and infinity become null. A key stands once: the first record wins.
 Compression: zstd; floats are split by bytes (BYTE_STREAM_SPLIT), which zstd packs better than whole floats.
@@ -19,7 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, STATISTICS_BITS, Column, arrow_schema
+from lmms_visual_heads.schema import (
+    ANSWER_COLUMNS,
+    CAUSAL_COLUMNS,
+    EVERY,
+    HEAD_COLUMNS,
+    METADATA_KEY,
+    STATISTICS_BITS,
+    Column,
+    arrow_schema,
+    declared,
+)
 from lmms_visual_heads.tables import files
 from lmms_visual_heads.tables import metadata as metadata_documents
 
@@ -53,6 +63,7 @@ class _TableWriter:
             use_dictionary=flat,
             column_encoding={name: "BYTE_STREAM_SPLIT" for name in floats},
             write_statistics=flat,
+            write_page_checksum=True,
             data_page_size=_MEGABYTE,
             store_schema=False,
         )
@@ -85,6 +96,8 @@ class _TableWriter:
             When a column is missing, unknown, or holds a value that does not fit its type.
         """
         names = [c.name for c in self.columns]
+        absent = {c.name: np.nan for c in self.columns if c.added and c.name not in frame.columns}
+        frame = frame.assign(**absent) if absent else frame
         missing = [name for name in names if name not in frame.columns]
         unknown = [str(name) for name in frame.columns if name not in names]
         if missing or unknown:
@@ -117,7 +130,7 @@ class _TableWriter:
         """
         if document in self._recorded:
             raise ValueError(f"{document} is recorded already")
-        self._pending.append(batch.select([c.name for c in self.columns]).cast(self._schema))
+        self._pending.append(declared(batch, self.columns))
         self._n_pending += len(batch)
         self.n_rows += len(batch)
         self._recorded.add(document)
@@ -321,10 +334,36 @@ class HeadTableWriter(_TableWriter):
 
 
 class AnswerTableWriter(_TableWriter):
-    """Writer of an answer table, one row per (task, document). Parameters as for `HeadTableWriter`."""
+    """Writer of an answer table, one row per (task, document).
+
+    Parameters
+    ----------
+    path, metadata
+        As for `HeadTableWriter`.
+    image_kl : mapping of (task, doc_id) to mapping, or None
+        `swap_kl` and `blank_kl` of documents whose rows come through `append_batch`: they are measured after the answer.
+    """
 
     columns = ANSWER_COLUMNS
     rows_per_group = 1 << 12
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: Mapping[str, Any] | None = None,
+        image_kl: Mapping[tuple[str, int], Mapping[str, float | None]] | None = None,
+    ) -> None:
+        super().__init__(path, metadata)
+        self._image_kl = image_kl or {}
+
+    def append_batch(self, batch: pa.RecordBatch, document: tuple[str, int]) -> None:
+        """Record a document's row that stands in another table, with its image control where there is one."""
+        batch = declared(batch, self.columns)
+        for name, value in self._image_kl.get(document, {}).items():
+            column = next(c for c in self.columns if c.name == name)
+            numbers = [np.nan if value is None else value] * len(batch)
+            batch = batch.set_column(batch.schema.get_field_index(name), name, self._array(column, numbers))
+        super().append_batch(batch, document)
 
     def add(self, task: str, doc_id: int, **values: Any) -> bool:
         """Record one document; `values` are further columns of `schema.ANSWER_COLUMNS`, nullable ones may be left out.
@@ -350,6 +389,73 @@ class AnswerTableWriter(_TableWriter):
                 f"missing: {', '.join(absent) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
             )
         self._record({c.name: [_or_nan(c, row.get(c.name))] for c in self.columns})
+        self._recorded.add((task, int(doc_id)))
+        return True
+
+
+class CausalTableWriter(_TableWriter):
+    """Writer of a causal table, one row per cut: (task, document, layer, head). Parameters as for `HeadTableWriter`."""
+
+    columns = CAUSAL_COLUMNS
+    rows_per_group = 1 << 17
+
+    def add(
+        self,
+        task: str,
+        doc_id: int,
+        *,
+        all: float | None = None,
+        layers: Any = None,
+        heads: Any = None,
+        item_id: str | None = None,
+    ) -> bool:
+        """Record one document.
+
+        Parameters
+        ----------
+        task, doc_id, item_id
+            As for `HeadTableWriter.add`.
+        all : float or None
+            KL with every head cut, nats; NaN where it is missing. None: not measured, so no row; the same below.
+        layers : array [L] or None
+            With every head of one layer cut.
+        heads : array [L, H] or None
+            With one head cut.
+
+        Returns
+        -------
+        bool
+            False when the document is recorded already.
+
+        Raises
+        ------
+        VisualHeadsError
+            When nothing was measured, or shapes differ.
+        """
+        if self.has(task, doc_id):
+            return False
+        per_layer = None if layers is None else np.asarray(layers, dtype=np.float64)
+        per_head = None if heads is None else np.asarray(heads, dtype=np.float64)
+        both = per_layer is not None and per_head is not None
+        if (
+            (all is None and per_layer is None and per_head is None)
+            or (per_layer is not None and per_layer.ndim != 1)
+            or (per_head is not None and per_head.ndim != 2)
+            or (both and len(per_layer) != len(per_head))  # type: ignore[arg-type]
+        ):
+            raise VisualHeadsError(
+                f"A document's cuts are a number for all heads, one per layer [L] or one per head [L, H]; task {task!r}, "
+                f"document {doc_id} has others. Give at least one of them."
+            )
+        rows = [] if all is None else [(EVERY, EVERY, float(all))]
+        for layer in range(max(len(part) for part in (per_layer, per_head, ()) if part is not None)):
+            if per_layer is not None:
+                rows.append((layer, EVERY, float(per_layer[layer])))
+            if per_head is not None:
+                rows += [(layer, head, float(kl)) for head, kl in enumerate(per_head[layer])]
+        numbers, of_head, kl = zip(*rows, strict=True)
+        key = {"task": [task] * len(rows), "doc_id": [doc_id] * len(rows), "item_id": [item_id] * len(rows)}
+        self._record({**key, "layer": list(numbers), "head": list(of_head), "kl": list(kl)})
         self._recorded.add((task, int(doc_id)))
         return True
 

@@ -1,0 +1,86 @@
+"""The methods that the study judges, in one list: their names are the words of the reports.
+
+Fixed before the zoo's scores were looked at.
+"""
+
+from __future__ import annotations
+
+from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawConfidence
+from lmms_visual_heads.prediction.methods_labelled import Direct, ItemResponseScoring, LabelledRegression
+from lmms_visual_heads.prediction.methods_process import NextCheckpoint, Process
+from lmms_visual_heads.schema import PROMPT_COUNTS
+
+FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
+"""Answer statistics that one pass per prompt gives."""
+
+CHEAP = ("metadata", "loss", "probe_accuracy")
+
+BEST_LABEL_FREE = "own answers"
+BEST_LABELLED = "labels + answers + item difficulty"
+"""The two methods that targets and lock-box are about; chosen on the development zoo."""
+
+LABEL_FREE: tuple[Method, ...] = (
+    Features("mean"),
+    Features("metadata", ("metadata",)),
+    Features("training loss", ("loss",)),
+    Features("probe accuracy", ("probe_accuracy",)),
+    RawConfidence(),
+    BestOther(),
+    Features("probe heads", ("probe_heads",)),
+    Features("probe causal heads", ("probe_causal",)),
+    Features("probe answers", ("probe_answers",)),
+    Features("own heads", ("own_heads",)),
+    Features("own causal heads", ("own_causal",)),
+    Features("all heads cut", ("own_causal.every_kl",)),
+    Features("own answers, one pass", FREE, PROMPT_COUNTS),
+    Features("own answers", ("own_answers",), PROMPT_COUNTS),
+    Features("own answers + own heads", ("own_answers", "own_heads")),
+    Features("own answers + own causal heads", ("own_answers", "own_causal")),
+    Features("own answers + probe heads", ("own_answers", "probe_heads")),
+    Features("own causal heads + own heads", ("own_causal", "own_heads")),
+    Features("cheap", CHEAP),
+    Features("cheap + probe heads", (*CHEAP, "probe_heads")),
+    Features("cheap + own heads", (*CHEAP, "own_heads")),
+    Features("cheap + own causal heads", (*CHEAP, "own_causal")),
+    Features("cheap + own answers", (*CHEAP, "own_answers")),
+    Features("everything without labels", (*CHEAP, "own_answers", "own_heads", "own_causal", "probe_heads")),
+)
+
+LABELLED: tuple[Method, ...] = (
+    Direct(),
+    Direct("direct scoring, shrunk", True),
+    ItemResponseScoring(),
+    LabelledRegression("labels in a regression", with_answers=False, items=False),
+    LabelledRegression("labels + answers", items=False),
+    LabelledRegression("labels + answers + item difficulty"),
+    LabelledRegression("labels + answers + item difficulty + own heads", extra=("own_heads",)),
+)
+
+
+PROCESSES: tuple[Method, ...] = (
+    Process("training loss, process", ("loss",)),
+    Process("probe accuracy, process", ("probe_accuracy",)),
+    Process("probe heads, process", ("probe_heads",)),
+    Process("own heads, process", ("own_heads",)),
+    Process("own causal heads, process", ("own_causal",)),
+    Process("own answers, process", ("own_answers",)),
+)
+
+WATCHED: tuple[Method, ...] = (
+    NextCheckpoint("last score"),
+    NextCheckpoint("last score + training loss", ("loss",)),
+    NextCheckpoint("last score + probe accuracy", ("probe_accuracy",)),
+    NextCheckpoint("last score + probe heads", ("probe_heads",)),
+    NextCheckpoint("last score + own heads", ("own_heads",)),
+    NextCheckpoint("last score + own causal heads", ("own_causal",)),
+    NextCheckpoint("last score + own answers", ("own_answers",)),
+)
+
+
+def methods_of(setting: str) -> tuple[Method, ...]:
+    """The methods that are judged in a setting."""
+    if setting == "new_benchmark":
+        return (*LABEL_FREE, Direct())
+    if setting == "known_training":
+        return (*LABEL_FREE, *PROCESSES, *WATCHED, Direct(), LABELLED[1])
+    return (*LABEL_FREE, *PROCESSES, *LABELLED)

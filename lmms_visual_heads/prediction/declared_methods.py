@@ -1,0 +1,136 @@
+"""The predictor's ways to predict a benchmark's score, declared: which evidence each takes and with which estimator.
+
+A method is usable where each block that it needs has a number; the one with the smallest error on left-out lineages is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.evidence import BLOCKS
+from lmms_visual_heads.features.evidence_table import EvidenceTable
+from lmms_visual_heads.prediction.estimators_pooled import PooledBenchmarks
+from lmms_visual_heads.prediction.estimators_process import LineageProcess
+from lmms_visual_heads.prediction.ridge import LineageRidge
+
+Array = npt.NDArray[np.float64]
+
+MEAN = "mean"
+ESTIMATORS: Mapping[str, Any] = {"ridge": LineageRidge, "process": LineageProcess, "pooled": PooledBenchmarks}
+"""Factories by the name in `DeclaredMethod.estimator`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredMethod:
+    """One way to predict.
+
+    Attributes
+    ----------
+    name : str
+        As printed.
+    words : str
+        What it uses, to stand after "predicted from".
+    columns : tuple of str
+        "block" or "block.feature", names of `features.evidence.BLOCKS`.
+    estimator : str
+        A key of `ESTIMATORS`; "pooled" fits all benchmarks together.
+    """
+
+    name: str
+    words: str
+    columns: tuple[str, ...]
+    estimator: str = "ridge"
+
+    def __post_init__(self) -> None:
+        for column in self.columns:
+            block, _, feature = column.partition(".")
+            if block not in BLOCKS or (feature and feature not in {item.name for item in BLOCKS[block]}):
+                raise ValueError(f"method {self.name} names {column}, which is not declared")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"method {self.name} needs an estimator out of {', '.join(ESTIMATORS)}")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether one regression serves all benchmarks."""
+        return self.estimator == "pooled"
+
+    @property
+    def own_prompts(self) -> bool:
+        """Whether prompts of the benchmark itself are needed."""
+        return any(column.startswith("own_") for column in self.columns)
+
+
+_FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
+
+PROBE_HEADS = DeclaredMethod("probe_heads", "the heads on the probe", ("probe_heads",))
+
+METHODS = (
+    PROBE_HEADS,
+    DeclaredMethod("training", "size, amount and loss of the training", ("metadata", "loss")),
+    DeclaredMethod("probe_accuracy", "the accuracy on the probe", ("probe_accuracy",)),
+    DeclaredMethod("probe_answers", "the answers on the probe", ("probe_answers",)),
+    DeclaredMethod("probe_heads_answers", "heads and answers on the probe", ("probe_heads", "probe_answers")),
+    DeclaredMethod("probe_heads_causal", "heads on the probe and their cuts", ("probe_heads", "probe_causal")),
+    DeclaredMethod("own_confidence", "the confidence on its own prompts", ("own_answers.confidence",), "pooled"),
+    DeclaredMethod("own_answers_free", "the answers on its own prompts", _FREE, "pooled"),
+    DeclaredMethod("own_answers", "the answers on its own prompts, with other images too", ("own_answers",), "pooled"),
+    DeclaredMethod("own_answers_curve", "the answers on its own prompts, by a curve", _FREE, "process"),
+    DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
+    DeclaredMethod(
+        "own_answers_causal", "answers and heads' cuts on its own prompts", (*_FREE, "own_causal"), "pooled"
+    ),
+    DeclaredMethod(
+        "own_answers_heads", "the answers on its own prompts and the heads on the probe", (*_FREE, "probe_heads")
+    ),
+)
+"""From the cheapest to the dearest: of two that are as good, the earlier is used."""
+
+METHOD_WORDS = {MEAN: "the mean of the fitted trainings", **{method.name: method.words for method in METHODS}}
+
+
+def method_named(name: str) -> DeclaredMethod:
+    """The declared method of that name."""
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise VisualHeadsError(f"Methods are {', '.join(m.name for m in METHODS)}; {name!r} came. Fit again.")
+
+
+def evidence_columns(
+    table: EvidenceTable, method: DeclaredMethod, features: Sequence[str]
+) -> tuple[Array, tuple[str, ...]]:
+    """The method's columns [M, B, F] and their names; of the heads on the probe only `features`."""
+    values, names = table.stack(method.columns)
+    kept = [
+        i for i, name in enumerate(names) if not name.startswith("probe_heads.") or name.partition(".")[2] in features
+    ]
+    return values[:, :, kept], tuple(names[i] for i in kept)
+
+
+def has_evidence(values: Array, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Whether each block of the columns `names` has a number, over the last axis of `values`."""
+    blocks = [name.partition(".")[0] for name in names]
+    finite = np.isfinite(values)
+    found = np.ones(values.shape[:-1], dtype=bool)
+    for block in dict.fromkeys(blocks):
+        found &= finite[..., [i for i, own in enumerate(blocks) if own == block]].any(axis=-1)
+    return found
+
+
+__all__ = [
+    "ESTIMATORS",
+    "MEAN",
+    "METHODS",
+    "METHOD_WORDS",
+    "PROBE_HEADS",
+    "DeclaredMethod",
+    "evidence_columns",
+    "has_evidence",
+    "method_named",
+]

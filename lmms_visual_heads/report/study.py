@@ -1,0 +1,268 @@
+"""The study of a measured zoo from tables to reports: trials, frames, pictures, page; and the lock-box.
+
+The lock-box is opened with the committed list of features and methods only; the list's hash is checked first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.evidence import BLOCKS, evidence_hash
+from lmms_visual_heads.prediction import catalogue, metrics, which_heads
+from lmms_visual_heads.prediction.trial_frames import differences, primary, summary
+from lmms_visual_heads.prediction.trials import SETTINGS, Protocol, run_trials
+from lmms_visual_heads.prediction.zoo_data import ZooData, zoo_data
+from lmms_visual_heads.report import study_figures, study_page, study_tables
+from lmms_visual_heads.tables.files import write_bytes
+from lmms_visual_heads.tables.zoo import TABLES, ZooTables, read_zoo_tables
+
+FEATURES_FILE = "features.json"
+
+STRATA_METHODS = (
+    "mean", "training loss", "raw confidence", "own causal heads", "own answers, one pass", catalogue.BEST_LABEL_FREE,
+    "direct scoring, shrunk", catalogue.BEST_LABELLED,
+)  # fmt: skip
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study wrote.
+
+    Attributes
+    ----------
+    folder : Path
+    sentences : list of str
+        The page's sentences.
+    """
+
+    folder: Path
+    sentences: list[str]
+
+
+def declared_list() -> dict[str, Any]:
+    """What is fixed before a lock-box is opened: features, methods, and their hash."""
+    methods = {setting: [repr(method) for method in catalogue.methods_of(setting)] for setting in SETTINGS}
+    content = {
+        "features": {name: [item.name for item in block] for name, block in BLOCKS.items()},
+        "features_hash": evidence_hash(),
+        "methods": methods,
+        "primary": [catalogue.BEST_LABEL_FREE, catalogue.BEST_LABELLED],
+    }
+    return {**content, "hash": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def freeze(path: str | os.PathLike[str]) -> Path:
+    """Write the declared list, to be committed before the lock-box lineages are trained."""
+    return write_bytes(Path(path), (json.dumps(declared_list(), indent=1, sort_keys=True) + "\n").encode())
+
+
+def check_frozen(path: str | os.PathLike[str]) -> str:
+    """The committed hash, when it is the one of what would be used now.
+
+    Raises
+    ------
+    VisualHeadsError
+        No such file, a damaged one, or another list: a lock-box is not opened then.
+    """
+    target = Path(path)
+    how = "Write it with: visual-heads study --freeze, and commit it before the lock-box is trained."
+    if not target.is_file():
+        raise VisualHeadsError(f"A lock-box needs the committed list of features; there is no {target}. {how}")
+    try:
+        committed = json.loads(target.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VisualHeadsError(
+            f"The committed list of features must be JSON; {target} is not ({error}). {how}"
+        ) from error
+    now = declared_list()
+    if not isinstance(committed, dict) or committed.get("hash") != now["hash"]:
+        changed = [key for key in ("features_hash", "methods", "primary") if committed.get(key) != now[key]]
+        raise VisualHeadsError(
+            f"A lock-box is opened with the committed list only; {target} differs from what would be used now in "
+            f"{', '.join(changed) or 'its hash'}. Go back to the committed version."
+        )
+    return str(now["hash"])
+
+
+def write_study(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    lockbox: str | os.PathLike[str] | None = None,
+    frozen: str | os.PathLike[str] | None = None,
+    protocol: Protocol | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Everything from the tables of a zoo to its report.
+
+    Parameters
+    ----------
+    folder : path
+        A measured zoo.
+    out : path
+        Gets README.md, CSV tables and SVG pictures.
+    lockbox : path or None
+        Tables of further lineages: predicted once, from all lineages of `folder`, with the committed list.
+    frozen : path or None
+        The committed list; needed with `lockbox`.
+    protocol : Protocol or None
+    progress : callable or None
+        Called with (what, done, in all).
+
+    Raises
+    ------
+    VisualHeadsError
+        As the readers; a lock-box that shares a lineage with the zoo, or another list than the committed one.
+    """
+    protocol = protocol or Protocol()
+    target = Path(out)
+    locked = None
+    if lockbox is not None:
+        check_frozen(FEATURES_FILE if frozen is None else frozen)
+        locked = read_zoo_tables(lockbox)
+    tables = read_zoo_tables(folder)
+    locked_trials, lock_notes = (None, ()) if locked is None else open_lock_box(tables, locked, protocol, progress)
+    data = zoo_data(tables)
+    trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"))
+    frames = study_frames(tables, data, trials, locked_trials, lock_notes)
+    _write(frames, target)
+    extra = "" if lockbox is None else " --lockbox LOCKBOX_FOLDER"
+    text = study_page.page(frames, f"visual-heads study ZOO_FOLDER{extra} --out {target.as_posix()}")
+    write_bytes(target / "README.md", text.encode())
+    return Study(target, study_page.sentences(frames))
+
+
+def study_frames(
+    tables: ZooTables,
+    data: ZooData,
+    trials: pd.DataFrame,
+    locked: pd.DataFrame | None = None,
+    notes: tuple[str, ...] = (),
+) -> study_page.StudyFrames:
+    """The frames that the page is made of."""
+    good = primary(trials)
+    table = summary(good)
+    maps = which_heads.head_maps(data.tables)
+    settings = tuple(s for s in SETTINGS if (table["setting"] == s).any())
+    chosen = data.points["clean"][data.primary][:, ~data.counting]
+    few = (
+        []
+        if len(data.groups) >= 15
+        else [f"{len(data.groups)} lineages cannot certify a coverage of 90 %: at least 15 are needed."]
+    )
+    return study_page.StudyFrames(
+        facts={
+            "lineages": len(data.groups),
+            "checkpoints": len(data.models),
+            "benchmarks": len(data.benchmarks),
+            "items": int(np.median(data.n_items)),
+            "primary": int(data.primary.sum()),
+            "floor": metrics.noise_floor(chosen, data.n_items[~data.counting]),
+        },
+        table=table,
+        counting=study_tables.counting_table(trials),
+        strata=study_tables.strata_table(trials[~trials["counting"]], STRATA_METHODS),
+        benchmarks=study_tables.benchmark_table(trials, STRATA_METHODS),
+        heads=differences(good, study_tables.HEAD_PAIRS, settings),
+        labels=differences(good, study_tables.label_pairs(), settings),
+        targets=study_tables.targets_table(good, table),
+        which={
+            "split_half": which_heads.split_half(maps),
+            "stability": which_heads.stability(maps, data.tables.checkpoints),
+            "depths": which_heads.depths(maps, data.tables.checkpoints),
+            "features": which_heads.feature_reliability(data),
+            "repeats": which_heads.repeats(tables),
+        },
+        lock_box=None if locked is None else study_tables.lock_box_table(table, summary(primary(locked))),
+        notes=(*data.notes, *notes, *few),
+    )
+
+
+def open_lock_box(
+    tables: ZooTables, locked: ZooTables, protocol: Protocol, progress: Progress | None = None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Trials in which the lock-box lineages are predicted once, from all others.
+
+    Returns
+    -------
+    trials, notes
+        Settings are named `lock_box`, `lock_box_temperature`, `lock_box_corrupted`.
+
+    Raises
+    ------
+    VisualHeadsError
+        When both zoos share a lineage, by name or by copies.
+    """
+    common = sorted(set(tables.checkpoints["lineage"]) & set(locked.checkpoints["lineage"]))
+    if common:
+        raise VisualHeadsError(
+            f"Lock-box lineages must be new; {', '.join(common[:5])} stand in both zoos. Take them out of one of them."
+        )
+    if list(tables.benchmarks["benchmark"]) != list(locked.benchmarks["benchmark"]):
+        raise VisualHeadsError(
+            "A lock-box needs the benchmarks of the zoo; they differ. Measure it with the same suite."
+        )
+    both = ZooTables(
+        **{
+            name: getattr(tables, name)
+            if name == "benchmarks"
+            else pd.concat([getattr(tables, name), getattr(locked, name)])
+            for name in TABLES
+        }
+    )
+    data = zoo_data(both)
+    new = set(locked.checkpoints["model"])
+    names = sorted({str(lineage) for model, lineage in zip(data.models, data.lineages, strict=True) if model in new})
+    leaked = sorted({str(x) for m, x in zip(data.models, data.lineages, strict=True) if m not in new and x in names})
+    if leaked:
+        raise VisualHeadsError(
+            f"Lock-box lineages must be new; {', '.join(leaked)} hold copies of checkpoints of the zoo. "
+            + " ".join(data.notes)
+        )
+    settings = ("new_lineage", "shift_temperature", "shift_corrupted")
+    chosen = Protocol(settings, protocol.n_folds, protocol.draws, protocol.seed)
+    trials = run_trials(data, catalogue.methods_of, chosen, _reporting(progress, "lock-box"), folds=[names])
+    renamed = {
+        "new_lineage": "lock_box",
+        "shift_temperature": "lock_box_temperature",
+        "shift_corrupted": "lock_box_corrupted",
+    }
+    return trials.assign(setting=trials["setting"].map(renamed)), data.notes
+
+
+def _reporting(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, of: progress(what, done, of)
+
+
+def _write(frames: study_page.StudyFrames, target: Path) -> None:
+    tables = {
+        "settings": frames.table,
+        "counting": frames.counting,
+        "strata": frames.strata,
+        "benchmarks": frames.benchmarks.reset_index(),
+        "do_heads_matter": frames.heads,
+        "labels": frames.labels,
+        "targets": frames.targets,
+        **{f"which_heads_{name}" if name != "repeats" else name: frame for name, frame in frames.which.items()},
+    }
+    if frames.lock_box is not None:
+        tables["lock_box"] = frames.lock_box
+    for name, frame in tables.items():
+        write_bytes(target / f"{name}.csv", frame.round(4).to_csv(index=False, lineterminator="\n").encode())
+    floor = float(frames.facts["floor"])
+    study_figures.save(study_figures.passes_figure(frames.table, floor, SETTINGS), target / "passes.svg")
+    study_figures.save(
+        study_figures.heads_figure(frames.heads, ("new_lineage", "known_training", "new_benchmark")),
+        target / "heads.svg",
+    )
