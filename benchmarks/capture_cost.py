@@ -316,6 +316,16 @@ def main() -> None:
     if arguments.cell:
         one_cell(arguments.cell)
         return
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(
+            "--device cuda needs a GPU that torch sees; none is there. Leave it out, or install torch for this GPU."
+        )
+    if (
+        arguments.suite == "gpu"
+        and not arguments.device.startswith("cuda")
+        and not (arguments.quick or arguments.shape)
+    ):
+        parser.error("the real shapes need a GPU (--device cuda); on a CPU add --quick, which runs a tiny model.")
     out = Path(arguments.out or ROOT / "reports" / "capture_cost" / arguments.suite)
     if arguments.suite == "gpu":
         from real_shapes import run_suite

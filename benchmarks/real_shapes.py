@@ -210,7 +210,8 @@ def _write(
             f"Random weights, {_name(dtype)}, on {where}. Shapes of {', '.join(dict.fromkeys(capture['shape']))}; a "
             "prompt has 60 text tokens and one "
             "image (576 visual tokens) or five images (2,880: as many as the base view and four tiles of an anyres prompt have "
-            "before un-padding and newlines; on the 1.6 shapes, too). Random weights cost what real ones do; their answers mean nothing.",
+            "before un-padding and newlines; on the 1.6 shapes, too). Random weights cost what real ones do; their answers mean "
+            "nothing.",
             "Runs interleaved, medians of `repeats` (table.csv); `ratio` is time against `off` with the 95 % "
             "bootstrap interval of the median of "
             "paired ratios; `own percent` is the time inside the capture's own functions, waiting for the device "

@@ -129,7 +129,9 @@ def test_rows_on_a_gpu_are_float32_exact_for_half_inputs(dtype: torch.dtype, key
     torch.testing.assert_close(row[:, :, 0].double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_where_the_gpus_product_fails_the_keys_are_copied_and_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_gpus_product_fails_the_keys_are_copied_and_one_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A CPU has no product of half precision with float32 sums: it fails here as it would on a GPU without it."""
     torch.manual_seed(0)
     query, key = torch.randn(1, 4, 1, 16).bfloat16(), torch.randn(1, 2, 30, 16).bfloat16()

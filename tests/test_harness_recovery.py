@@ -129,33 +129,40 @@ def start(checkpoint: Path, heads: Path, deadly: int = 0, processes: int = 1) ->
     return subprocess.run(words, env=environment, cwd=heads.parent, capture_output=True, text=True, timeout=600)
 
 
-def test_kill_minus_nine_costs_the_last_chunk_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of the script's run in one process that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "heads"
+    assert start(tiny("llava-llama"), folder).returncode == 0
+    return folder
+
+
+def test_kill_minus_nine_costs_the_last_chunk_and_nothing_else(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
     """Killed twice, with chunks merged in between."""
     for deadly in (7, 6):
         assert start(tiny("llava-llama"), tmp_path / "killed", deadly).returncode == -signal.SIGKILL
         assert not list((tmp_path / "killed").glob("*.parquet"))
     done = start(tiny("llava-llama"), tmp_path / "killed")
     assert "going on from an unfinished run: 11 documents" in " ".join(done.stderr.split())
-    assert start(tiny("llava-llama"), tmp_path / "whole").returncode == 0
-    assert_same_tables(tmp_path / "killed", tmp_path / "whole")
+    assert_same_tables(tmp_path / "killed", undisturbed)
 
 
-def test_two_processes_leave_the_table_of_one(tiny: Tiny, tmp_path: Path) -> None:
+def test_two_processes_leave_the_table_of_one(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
     done = start(tiny("llava-llama"), tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert start(tiny("llava-llama"), tmp_path / "one").returncode == 0
-    assert_same_tables(tmp_path / "two", tmp_path / "one")
+    assert_same_tables(tmp_path / "two", undisturbed)
     _, answer, causal = tables(tmp_path / "two")
     assert len(causal[["task", "doc_id"]].drop_duplicates()) == answer.swap_kl.notna().sum() == 7 + 5 + 3
 
 
-def test_a_process_that_dies_ends_the_run_and_what_it_measured_is_kept(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_run_and_what_it_measured_is_kept(
+    tiny: Tiny, tmp_path: Path, undisturbed: Path
+) -> None:
     assert start(tiny("llava-llama"), tmp_path / "two", deadly=4, processes=2).returncode != 0
     assert not list((tmp_path / "two").glob("*.parquet"))
     done = start(tiny("llava-llama"), tmp_path / "two")
     assert "going on from an unfinished run" in " ".join(done.stderr.split())
-    assert start(tiny("llava-llama"), tmp_path / "one").returncode == 0
-    assert_same_tables(tmp_path / "two", tmp_path / "one")
+    assert_same_tables(tmp_path / "two", undisturbed)
 
 
 def test_two_runs_do_not_write_into_one_journal(tiny: Tiny, tmp_path: Path) -> None:

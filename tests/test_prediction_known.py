@@ -15,6 +15,7 @@ import typer
 from scipy.special import expit
 from typer.testing import CliRunner
 
+from lmms_visual_heads.cli.estimate import estimate
 from lmms_visual_heads.cli.fit import fit
 from lmms_visual_heads.cli.plan import plan
 from lmms_visual_heads.cli.predict import predict
@@ -359,6 +360,7 @@ class TestFiles:
 
 
 app = typer.Typer()
+app.command()(estimate)
 app.command()(fit)
 app.command()(predict)
 app.command()(plan)
@@ -428,5 +430,12 @@ class TestCommands:
         assert after["error_before"].iloc[0] < before["error_before"].iloc[0]
         assert labelled["error_before"].iloc[0] < before["error_before"].iloc[0]
         assert "scenes_digit" not in set(after["benchmark"])
+        labels = folder / "logs" / "runs__lineage5-step0"
+        records = json.loads(typed("estimate", "--heads", new, "--items", labels, "--format", "json")[0])
+        assert [(row["labels"], row["unlabelled"]) for row in records] == [(24, PROMPTS - 24)]
+        assert records[0]["low"] <= records[0]["estimate"] <= records[0]["high"]
+        assert "interval is exact" in typed("estimate", "--heads", new, "--items", labels)[0]
+        with pytest.raises(VisualHeadsError, match="Answer tables are required"):
+            typed("estimate", "--heads", folder / "logs", "--items", labels)
         with pytest.raises(VisualHeadsError, match="--items needs --heads"):
             typed("plan", "--predictor", folder / "p.skops", "--items", folder / "logs")

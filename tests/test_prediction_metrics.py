@@ -97,7 +97,9 @@ def test_permutation_notices_knowledge_and_its_absence() -> None:
 def test_noise_floor_is_what_drawing_items_does() -> None:
     p, n = 0.7, 400
     drawn = RANDOM.binomial(n, p, 20000) / n
-    assert metrics.noise_floor(np.array([[70.0]]), np.array([n])) == pytest.approx(100 * np.abs(drawn - p).mean(), rel=0.03)
+    assert metrics.noise_floor(np.array([[70.0]]), np.array([n])) == pytest.approx(
+        100 * np.abs(drawn - p).mean(), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("deviation", [0.0, 0.25])
@@ -117,8 +119,12 @@ def test_left_out_residuals_equal_refits_without_the_lineage(deviation: float) -
         out = groups == name
         design = np.column_stack([scaled[~out], np.ones((~out).sum())])
         ridge = np.diag([*[penalty] * f, 0.0])
-        beta = np.linalg.solve(design.T @ (weights[~out][:, None] * design) + ridge, design.T @ (weights[~out] * y[~out]))
-        np.testing.assert_allclose(found[out], y[out] - np.column_stack([scaled[out], np.ones(out.sum())]) @ beta, atol=1e-6)
+        beta = np.linalg.solve(
+            design.T @ (weights[~out][:, None] * design) + ridge, design.T @ (weights[~out] * y[~out])
+        )
+        np.testing.assert_allclose(
+            found[out], y[out] - np.column_stack([scaled[out], np.ones(out.sum())]) @ beta, atol=1e-6
+        )
 
 
 def test_pooled_ridge_finds_what_is_there_and_nothing_in_noise() -> None:

@@ -26,9 +26,9 @@ from lmms_visual_heads.geometry.content_grid import content_grid
 from lmms_visual_heads.geometry.preprocessing import Preprocessing
 from lmms_visual_heads.harness import zoo_measuring
 from lmms_visual_heads.harness.evaluation import evaluate
-from lmms_visual_heads.harness.zoo_answers import Judge
+from lmms_visual_heads.harness.zoo_answers import Judge, over_prefixes
 from lmms_visual_heads.harness.zoo_heads import HeadMeasures, PictureTokens, measure_heads, profile
-from lmms_visual_heads.harness.zoo_pictures import corrupted, drawn
+from lmms_visual_heads.harness.zoo_pictures import _noise, corrupted, drawn
 from lmms_visual_heads.harness.zoo_tasks import ZooTask, zoo_tasks
 from lmms_visual_heads.scenes.scoring import is_correct
 from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
@@ -233,6 +233,26 @@ def test_corrupted_pictures_come_with_final_checkpoints_only(measured: dict[str,
     assert once.dtype == np.uint8
     assert not np.array_equal(once, again)
     assert np.array_equal(once, corrupted(picture, 3))
+
+
+def test_the_corruption_is_that_of_plain_arithmetic() -> None:
+    picture, number = np.asarray(drawn("chart", 7)), 7
+    expected = (2 * picture.astype(int) + 96) // 3
+    for axis in (0, 1):
+        places = (np.arange(336)[:, None] + np.arange(-3, 4)).clip(0, 335)
+        expected = np.take(expected, places, axis=axis).sum(axis=axis + 1) // 7
+    noise = _noise()[number * 101 % 336 :, number * 59 % 336 :][:336, :336].astype(int)
+    assert abs(noise).max() == 20
+    assert np.array_equal(corrupted(picture, number), (expected + noise).clip(0, 255))
+
+
+def test_what_is_not_finite_is_missing() -> None:
+    logits = torch.randn(16, 5)
+    logits[3] = float("nan")
+    found = over_prefixes(logits, logits, None)
+    assert all(np.isnan(found[name][0]) for name in ("confidence", "entropy", "information", "swap_kl"))
+    assert found["blank_kl"] == [None] * 5
+    assert found["confidence"][1:] == [None] * 4
 
 
 def test_verdicts_are_those_of_the_whole_answer(loaded: dict[str, VisualModel]) -> None:

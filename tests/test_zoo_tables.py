@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from tests.zoo_world import make_zoo
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.tables.zoo import (
@@ -16,6 +15,7 @@ from lmms_visual_heads.tables.zoo import (
     write_part,
     write_zoo_tables,
 )
+from tests.zoo_world import make_zoo
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,9 @@ def make_zoo(
     heads_follow_skill: float = 0.0,
     layers: int = 2,
     heads: int = 3,
+    skill: float = 1.0,
 ) -> ZooTables:
-    """The tables of a zoo; `repeats` lineages are trained once more (names ending in -repeat)."""
+    """The tables of a zoo; `repeats` lineages are trained once more (names ending in -repeat); `skill` 0: all untrained."""
     random = np.random.default_rng(seed)
     world = np.random.default_rng(12345)  # what belongs to the benchmarks does not change with the seed
     names = benchmark_names(benchmarks)
@@ -47,13 +48,13 @@ def make_zoo(
         name: [] for name in ("checkpoints", "scores", "corrupted", "items", "answers", "profiles", "causal")
     }
     every = [f"{prefix}-{number:02d}" for number in range(lineages)]
-    skills = {name: random.normal(0, 1.0) + random.normal(0, 0.8, benchmarks) for name in every}
+    skills = {name: skill * (random.normal(0, 1.0) + random.normal(0, 0.8, benchmarks)) for name in every}
     for name in every[:repeats]:
         skills[f"{name}-repeat"] = skills[name] + random.normal(0, 0.2, benchmarks)
-    for number, (lineage, skill) in enumerate(skills.items()):
+    for number, (lineage, own) in enumerate(skills.items()):
         stratum = (
             "broken"
-            if number % 11 == 10
+            if number % 11 == 10 and skill
             else "smoothed"
             if number % 5 == 4
             else "noisy"
@@ -65,7 +66,7 @@ def make_zoo(
         offset = random.normal(0, 1)
         width = int(random.choice([32, 64, 96]))
         for step, progress in enumerate(PROGRESS):
-            theta = base + (skill - 2.0 * (1 - progress)) - (3.0 if stratum == "broken" else 0.0)
+            theta = base + (own - 2.0 * skill * (1 - progress)) - (3.0 if stratum == "broken" else 0.0)
             model = f"{lineage}-s{step}"
             final = step == 2
             tokens = 1e7 * progress

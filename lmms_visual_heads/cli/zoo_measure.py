@@ -40,8 +40,8 @@ def measure(
     """Measure checkpoints. What is measured already is passed over: to measure again, remove the --out folder.
 
     Without --config every shipped checkpoint: the probe and the `scenes` benchmarks through lmms-eval. With --config every finished
-    training of that zoo: scores, answers, heads and causal scores on the suite and the probe, as lmms-eval would give them, in
-    half a minute a checkpoint; the joined tables stand in --out.
+    training of that zoo: scores, answers, heads and causal scores on the suite and the probe, as lmms-eval would give them, in 5 to
+    20 CPU-seconds a checkpoint; the joined tables stand in --out.
 
     Examples:
 

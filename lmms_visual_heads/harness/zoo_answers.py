@@ -183,7 +183,7 @@ def over_prefixes(logits: Tensor, swapped: Tensor | None, blanked: Tensor | None
         mean = float(entropy[:n].mean())
         found["confidence"].append(float(confidence[:n].mean()) if enough else None)
         found["entropy"].append(mean if enough else None)
-        found["information"].append(max(0.0, float(entr(p[:n].mean(0)).sum()) - mean) if enough else None)
+        found["information"].append(float((entr(p[:n].mean(0)).sum() - mean).clamp_min(0.0)) if enough else None)
         for name, kl in kls.items():
             found[name].append(float(kl[:n].mean()) if enough and kl is not None else None)
     return found

@@ -1,7 +1,7 @@
 """Measures one small checkpoint completely and quickly: scores, answers, heads and causal scores, from one loading.
 
-Gives what `lmms-eval --model visual_heads_llava` gives, a hundred times faster: every picture is read once, and every question
-goes on from there. Checkpoints of one training share the tower's features as long as the tower stays the same.
+Gives what `lmms-eval --model visual_heads_llava` gives, about a hundred times faster: every picture is read once, and all questions
+go on from there. Checkpoints of one training share the tower's features as long as the tower stays the same.
 A measured checkpoint is a folder `parts/<model>/`; what is there is passed over. Shapes: N documents, L layers, H heads.
 """
 

@@ -119,18 +119,29 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
     shift = center - float(fitted.model.predict(X)[0])
     low, high = fitted.model.intervals(X, predictor.level, np.array([1.0 + overshoot]))[0] + shift
     low, high = float(np.clip(low, LOW, center)), float(np.clip(high, center, HIGH))
+    if is_mean(fitted.model.estimator) and abs(center - mean) < 1e-9:
+        center = mean  # the same number summed in another order is no prediction of its own
     size = _error_size(fitted) * (1.0 + overshoot)
     cell = Cell(_shown(fitted, name), center, low, high, mean, tuple(extra), size)
     return _fewer_prompts(predictor, evidence, benchmark, name, cell)
 
 
-def believe(predictor: BenchmarkPredictor, evidence: Evidence) -> tuple[dict[str, Cell], Belief]:
-    """Cells of all benchmarks and the joint belief behind them, given everything that is known of the model."""
+def believe(
+    predictor: BenchmarkPredictor, evidence: Evidence, correlations: dict[tuple[str, ...], Array] | None = None
+) -> tuple[dict[str, Cell], Belief]:
+    """Cells of all benchmarks and the joint belief behind them, given everything that is known of the model.
+
+    `correlations` keeps what was found for a choice of methods, from one model to the next.
+    """
     names = [str(name) for name in predictor.benchmarks_["benchmark"]]
     cells = {name: prior_cell(predictor, evidence, name) for name in names}
     z = float(stats.norm.ppf((1 + predictor.level) / 2))
     mean = np.array([cells[name].center for name in names])
-    correlation = correlation_of(predictor, {name: _stored(predictor, name, cells[name].method) for name in names})
+    kept = {} if correlations is None else correlations
+    chosen = tuple(_stored(predictor, name, cells[name].method) for name in names)
+    if chosen not in kept:
+        kept[chosen] = correlation_of(predictor, dict(zip(names, chosen, strict=True)))
+    correlation = kept[chosen]
     known = {b: _with_noise(predictor, b, *score) for b, score in evidence.known.items()}
 
     def given(std: list[float]) -> Conditioned:

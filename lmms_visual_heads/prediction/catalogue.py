@@ -6,6 +6,7 @@ Fixed before the zoo's scores were looked at.
 from __future__ import annotations
 
 from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawConfidence
+from lmms_visual_heads.prediction.methods_adaptive import LabelsCorrectAnswers
 from lmms_visual_heads.prediction.methods_labelled import Direct, ItemResponseScoring, LabelledRegression
 from lmms_visual_heads.prediction.methods_process import NextCheckpoint, Process
 from lmms_visual_heads.schema import PROMPT_COUNTS
@@ -16,7 +17,7 @@ FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.informatio
 CHEAP = ("metadata", "loss", "probe_accuracy")
 
 BEST_LABEL_FREE = "own answers"
-BEST_LABELLED = "labels + answers + item difficulty"
+BEST_LABELLED = "labels correcting answers"
 """The two methods that targets and lock-box are about; chosen on the development zoo."""
 
 LABEL_FREE: tuple[Method, ...] = (
@@ -51,9 +52,9 @@ LABELLED: tuple[Method, ...] = (
     Direct("direct scoring, shrunk", True),
     ItemResponseScoring(),
     LabelledRegression("labels in a regression", with_answers=False, items=False),
-    LabelledRegression("labels + answers", items=False),
-    LabelledRegression("labels + answers + item difficulty"),
-    LabelledRegression("labels + answers + item difficulty + own heads", extra=("own_heads",)),
+    LabelledRegression("labels + answers in a regression"),
+    LabelsCorrectAnswers(BEST_LABELLED),
+    LabelsCorrectAnswers(f"{BEST_LABELLED} + own heads", extra=("own_heads",)),
 )
 
 

@@ -57,6 +57,11 @@ class Training:
         return self.data.lineages[self.models]
 
     @property
+    def final(self) -> npt.NDArray[np.bool_]:
+        """Whether the training checkpoints are the end of theirs."""
+        return self.data.final[self.models]
+
+    @property
     def n_lineages(self) -> int:
         """Number of lineages."""
         return len(np.unique(self.groups))
@@ -230,8 +235,9 @@ class Features:
         x = self.rows(data, test.condition, count)[test.models]
         if self.wanted and not np.isfinite(x).any():
             return None
-        z = model.predict(x)[:, test.targets]
-        widen = 1.0 + 0.5 * model.overshoot(x)[:, test.targets]
+        final = data.final[test.models]
+        z = model.predict(x, final)[:, test.targets]
+        widen = 1.0 + 0.5 * model.overshoot(x, final)[:, test.targets]
         half = widen * spread.quantile * spread.scale[test.targets]
         return Forecast(*around(z, half), budget.passes)
 
@@ -240,9 +246,9 @@ class Features:
 
         def make() -> tuple[PooledRidge, Spread]:
             x = self.rows(training.data, "clean", count)[training.models]
-            model = PooledRidge(per_benchmark=training.sees_all).fit(x, training.logits(), blocks)
+            model = PooledRidge(per_benchmark=training.sees_all).fit(x, training.logits(), blocks, training.final)
             # A final checkpoint is predicted, so errors on final ones tell how far it may be off.
-            final = training.data.final[training.models]
+            final = training.final
             final = final if final.sum() >= 3 else np.ones_like(final)
             spread = Spread.of(model.residuals_[final], training.groups[final])
             if not training.sees_all:
@@ -310,7 +316,7 @@ class BestOther:
             for other in np.flatnonzero(data.twins != data.twins[target]):
 
                 def make(other: int = int(other), target: int = int(target)) -> PooledRidge:
-                    return _on_one(y[:, other], y[:, target], groups)
+                    return _on_one(y[:, other], y[:, target], groups, training.final)
 
                 model = training.remember(("other", int(other), int(target)), make)
                 error = float(np.nanmean(model.residuals_**2))
@@ -319,11 +325,11 @@ class BestOther:
             if best[1] is None:
                 return None
             model, other = best[1]
-            z = model.predict(all_logits[test.models][:, [other]][:, :, None])
+            z = model.predict(all_logits[test.models][:, [other]][:, :, None], data.final[test.models])
             spread = Spread.of(model.residuals_, groups)
             out[:, :, position] = np.stack(around(z, np.full_like(z, spread.quantile * spread.scale[0])))[:, :, 0]
         return Forecast(out[0], out[1], out[2], budget.passes)
 
 
-def _on_one(x: Array, y: Array, groups: npt.NDArray[np.str_]) -> PooledRidge:
-    return PooledRidge(penalties=(1e-4, 0.1), deviations=(0.0,)).fit(x[:, None, None], y[:, None], groups)
+def _on_one(x: Array, y: Array, groups: npt.NDArray[np.str_], final: npt.NDArray[np.bool_]) -> PooledRidge:
+    return PooledRidge(penalties=(1e-4, 0.1), deviations=(0.0,)).fit(x[:, None, None], y[:, None], groups, final)

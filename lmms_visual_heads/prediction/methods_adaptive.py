@@ -108,15 +108,15 @@ class LabelsCorrectAnswers:
 
         def make() -> tuple[PooledRidge, Balance]:
             x = self._rows(data, "clean", budget, training.models)
-            model = PooledRidge(deviations=(0.0, 0.2)).fit(x, training.logits(), training.groups)
+            model = PooledRidge(deviations=(0.0, 0.2)).fit(x, training.logits(), training.groups, training.final)
             score = data.points["clean"][training.models] / 100.0
             expected = to_points(training.logits() - model.residuals_) / 100.0
             share = self._shares(training, "clean", budget, training.models)
-            final = data.final[training.models]
-            return model, learn_balance(score, expected, share, training.groups, final)
+            return model, learn_balance(score, expected, share, training.groups, training.final)
 
         model, balance = training.remember((self.name, budget.passes, budget.draw), make)
-        expected = to_points(model.predict(self._rows(data, test.condition, budget, test.models))) / 100.0
+        rows = self._rows(data, test.condition, budget, test.models)
+        expected = to_points(model.predict(rows, data.final[test.models])) / 100.0
         share = self._shares(training, test.condition, budget, test.models)
         mean, std = corrected(expected, share, balance)
         half = balance.quantile * std
@@ -140,7 +140,10 @@ class LabelsCorrectAnswers:
         for target in range(share.shape[1]):
             probabilities = curves(training, target)
             chosen = budget.items[target][: int(budget.passes)]
-            post = log_likelihood(probabilities[:, chosen], drawn(data, condition, 0, target, budget, models)) - GRID**2 / 2
+            post = (
+                log_likelihood(probabilities[:, chosen], drawn(data, condition, 0, target, budget, models))
+                - GRID**2 / 2
+            )
             post = np.exp(post - post.max(axis=1, keepdims=True))
             post /= post.sum(axis=1, keepdims=True)
             out[:, target] += post @ (probabilities.mean(axis=1) - probabilities[:, chosen].mean(axis=1))

@@ -201,14 +201,15 @@ class LabelledRegression:
 
         def make() -> tuple[PooledRidge, Spread]:
             x = self._rows(training, "clean", budget, training.models)
-            model = PooledRidge(deviations=(0.0, 0.2)).fit(x, training.logits(), training.groups)
+            model = PooledRidge(deviations=(0.0, 0.2)).fit(x, training.logits(), training.groups, training.final)
             final = data.final[training.models]
             return model, Spread.of(model.residuals_[final], training.groups[final])
 
         model, spread = training.remember((self.name, budget.passes, budget.draw), make)
         x = self._rows(training, test.condition, budget, test.models)
-        z = model.predict(x)[:, test.targets]
-        widen = 1.0 + 0.5 * model.overshoot(x)[:, test.targets]
+        final = data.final[test.models]
+        z = model.predict(x, final)[:, test.targets]
+        widen = 1.0 + 0.5 * model.overshoot(x, final)[:, test.targets]
         return Forecast(*around(z, widen * spread.quantile * spread.scale[test.targets]), budget.passes)
 
     def _rows(self, training: Training, condition: str, budget: Budget, models: Indices) -> Array:

@@ -25,6 +25,7 @@ from lmms_visual_heads.prediction.methods import (
     around,
 )
 from lmms_visual_heads.prediction.pooled import PooledRidge
+from lmms_visual_heads.prediction.standardising import lineage_weights
 from lmms_visual_heads.prediction.zoo_data import ZooData
 
 
@@ -55,7 +56,10 @@ class Process:
         new = self._features.rows(data, test.condition, 256)[test.models]
         if not np.isfinite(new).any():
             return None
-        y, blocks = training.logits(), training.blocks(test)
+        # Everybody knows which checkpoints are the end of their training: both kinds are brought to one level.
+        x, y, shift_x, shift_y = _levelled(x, training.logits(), training)
+        new = new - shift_x
+        blocks = training.blocks(test)
         z, std = np.empty((2, len(test.models), len(test.targets)))
         for position, target in enumerate(test.targets):
 
@@ -65,11 +69,34 @@ class Process:
 
             fitted: LineageProcess = training.remember(("process", self.wanted, int(target)), make)
             z[:, position], std[:, position] = fitted.predict(new[:, target], return_std=True)
+            z[:, position] += shift_y[target]
         n = training.n_lineages
         factor = (
             stats.norm.ppf((1 + LEVEL) / 2) if n >= CERTIFIED_LINEAGES else stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1))
         )
         return Forecast(*around(z, factor * std), budget.passes)
+
+
+def _levelled(x: Array, y: Array, training: Training) -> tuple[Array, Array, Array, Array]:
+    """Features and targets less their mean over lineages within their kind, final or not, and the means of the final ones."""
+    out_x, out_y = x.copy(), y.copy()
+    means: dict[bool, tuple[Array, Array]] = {}
+    for kind in (True, False):
+        rows = training.final == kind
+        if not rows.any():
+            continue
+        weights = lineage_weights(training.groups[rows])
+        means[kind] = (_weighted(x[rows], weights), _weighted(y[rows], weights))
+        out_x[rows] -= means[kind][0]
+        out_y[rows] -= means[kind][1]
+    return out_x, out_y, *means.get(True, means.get(False, (np.zeros(x.shape[1:]), np.zeros(y.shape[1]))))
+
+
+def _weighted(values: Array, weights: Array) -> Array:
+    """Mean over rows with `weights`, of what is there; 0 where nothing is."""
+    there = np.isfinite(values)
+    w = np.where(there, weights.reshape(-1, *[1] * (values.ndim - 1)), 0.0)
+    return np.asarray((w * np.where(there, values, 0.0)).sum(axis=0) / np.maximum(w.sum(axis=0), 1e-300))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class PooledRidge:
     ----------
     per_benchmark : bool
         An intercept and a centre per benchmark; False: one for all, so that a benchmark that was never seen can be predicted.
+        Checkpoints at the end of their training have intercepts and centres of their own: everybody knows which are.
     penalties, deviations : sequence of float
         Candidates.
     margin : float
@@ -59,7 +60,7 @@ class PooledRidge:
         self.deviations = deviations
         self.margin = margin
 
-    def fit(self, X: Array, y: Array, groups: npt.NDArray[np.str_]) -> Self:
+    def fit(self, X: Array, y: Array, groups: npt.NDArray[np.str_], final: npt.NDArray[np.bool_] | None = None) -> Self:
         """Fit on M checkpoints.
 
         Parameters
@@ -70,6 +71,8 @@ class PooledRidge:
             Logits of scores; NaN where not known.
         groups : array [M]
             Lineages.
+        final : bool array [M] or None
+            Whether a checkpoint is the end of its training; None: all are.
 
         Raises
         ------
@@ -84,8 +87,8 @@ class PooledRidge:
         n_benchmarks = y.shape[1]
         target = y[model, benchmark]
         lineage = groups[model]
-        block = benchmark if self.per_benchmark else np.zeros_like(benchmark)
-        self.n_blocks_ = n_benchmarks if self.per_benchmark else 1
+        self.n_blocks_ = 2 * (n_benchmarks if self.per_benchmark else 1)
+        block = self._blocks(benchmark, np.ones(len(y), dtype=bool)[model] if final is None else final[model])
         weights = lineage_weights(lineage) * len(np.unique(benchmark))
         self._standardise(X[model, benchmark], weights, block)
         z = self._z(X[model, benchmark], block)
@@ -95,6 +98,10 @@ class PooledRidge:
         sums = np.bincount(block, weights * target, minlength=self.n_blocks_)
         overall = float(sums.sum() / mass.sum())
         self.intercepts_ = np.divide(sums, mass, out=np.full(self.n_blocks_, overall), where=mass > 0)
+        # Where one kind of checkpoint was not fitted, the other kind of the same benchmark stands in.
+        self.intercepts_ = np.where(
+            mass > 0, self.intercepts_, np.where(mass[self._others] > 0, self.intercepts_[self._others], overall)
+        )
         root = np.sqrt(weights)
         constants = np.zeros((len(target), self.n_blocks_))
         constants[np.arange(len(target)), block] = root / np.sqrt(np.maximum(mass, 1e-300)[block])
@@ -124,23 +131,36 @@ class PooledRidge:
         self.residuals_[model, benchmark] = best_residuals
         return self
 
-    def predict(self, X: Array) -> Array:
+    def predict(self, X: Array, final: npt.NDArray[np.bool_] | None = None) -> Array:
         """Logits [T, B] for features [T, B, F]; missing features count as the mean of the fitted ones."""
         n_models, n_benchmarks = X.shape[:2]
-        block = np.tile(np.arange(n_benchmarks) if self.per_benchmark else np.zeros(n_benchmarks, dtype=int), n_models)
+        block = self._all_blocks(n_models, n_benchmarks, final)
         z = np.clip(self._z(X.reshape(n_models * n_benchmarks, -1), block), self.low_ - REACH, self.high_ + REACH)
         slopes = self.slopes_[np.tile(np.arange(n_benchmarks), n_models)]
         return np.asarray((self.intercepts_[block] + (z * slopes).sum(axis=1)).reshape(n_models, n_benchmarks))
 
-    def overshoot(self, X: Array) -> Array:
+    def overshoot(self, X: Array, final: npt.NDArray[np.bool_] | None = None) -> Array:
         """Standard deviations by which a row [T, B] lies outside the range of the fitted rows: the largest over features."""
         n_models, n_benchmarks = X.shape[:2]
         if not X.shape[2]:
             return np.zeros((n_models, n_benchmarks))
-        block = np.tile(np.arange(n_benchmarks) if self.per_benchmark else np.zeros(n_benchmarks, dtype=int), n_models)
-        z = self._z(X.reshape(n_models * n_benchmarks, -1), block)
+        z = self._z(X.reshape(n_models * n_benchmarks, -1), self._all_blocks(n_models, n_benchmarks, final))
         beyond = np.maximum(z - self.high_, self.low_ - z).max(axis=1)
         return np.asarray(np.maximum(beyond, 0.0).reshape(n_models, n_benchmarks))
+
+    def _blocks(self, benchmark: npt.NDArray[np.int64], final: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        return np.asarray(2 * (benchmark if self.per_benchmark else 0) + final, dtype=np.int64)
+
+    def _all_blocks(
+        self, n_models: int, n_benchmarks: int, final: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.int64]:
+        ends = np.ones(n_models, dtype=bool) if final is None else final
+        return self._blocks(np.tile(np.arange(n_benchmarks), n_models), np.repeat(ends, n_benchmarks))
+
+    @property
+    def _others(self) -> npt.NDArray[np.int64]:
+        """For every block the one of the other kind of checkpoint."""
+        return np.arange(self.n_blocks_) ^ 1
 
     def _standardise(self, rows: Array, weights: Array, block: npt.NDArray[np.int64]) -> None:
         there = np.isfinite(rows)
@@ -154,6 +174,8 @@ class PooledRidge:
         )
         overall = np.divide(sums.sum(axis=0), mass.sum(axis=0), out=np.zeros(rows.shape[1]), where=mass.sum(axis=0) > 0)
         self.center_ = np.where(mass > 0, sums / np.where(mass > 0, mass, 1.0), overall)
+        lacking = (mass == 0) & (mass[self._others] > 0)
+        self.center_ = np.where(lacking, self.center_[self._others], self.center_)
         spread = np.where(there, rows - self.center_[block], 0.0)
         variance = np.divide(
             (w * spread**2).sum(axis=0), w.sum(axis=0), out=np.zeros(rows.shape[1]), where=w.sum(axis=0) > 0

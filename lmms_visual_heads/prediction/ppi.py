@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 FEWEST_LABELS = 30
 """Below this many labels no normal approximation is used: the interval is the exact one of the labels alone."""
 
-EXACT = "exact: holds at least the level for every number of labels; the confidences move the estimate only"
+EXACT = "is exact: it holds at least the level for every number of labels; the confidences move the estimate only"
 APPROXIMATE = "holds the level as labels grow: Wilson's interval with the Student t quantile, checked by simulation from 30 labels"
 _LEAST_RATIO = 0.05
 

@@ -315,6 +315,7 @@ class BenchmarkPredictor(BaseEstimator):
         if items is not None:
             labelled = known.labelled_items(known.check_items(items, models, names)[0], beside)
         believed = {}
+        correlations: dict[tuple[str, ...], Any] = {}
         for m, model in enumerate(models):
             evidence = Evidence(
                 model,
@@ -329,7 +330,7 @@ class BenchmarkPredictor(BaseEstimator):
                 {b: score for (own, b), score in given.items() if own == model},
                 labelled.get(model, {}),
             )
-            believed[model] = believe(self, evidence)
+            believed[model] = believe(self, evidence, correlations)
         return believed
 
     def _other_prompts(self, measured: Measured, model: str, names: list[str], force: bool) -> list[str]:

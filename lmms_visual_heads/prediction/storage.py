@@ -293,8 +293,8 @@ def _check(predictor: BenchmarkPredictor) -> None:
         predictor.models_
     ):
         raise ValueError("the benchmarks differ")
-    fitted = {name for methods in predictor.models_.values() for name in methods}
-    if (set(predictor.evaluation_["method"]) | fitted) - set(predictor.methods_["method"]):
+    stored = {name for methods in predictor.models_.values() for name in methods}
+    if (set(predictor.evaluation_["method"]) | stored) - set(predictor.methods_["method"]):
         raise ValueError("the methods differ")
     for methods in predictor.models_.values():
         for name, fitted in methods.items():

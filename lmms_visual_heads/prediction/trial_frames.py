@@ -34,13 +34,12 @@ def summary(trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     rows = []
     for key, part in trials.groupby(KEY, sort=False, observed=True):
-        error = metrics.bootstrap(
-            metrics.by_lineage((part["predicted"] - part["actual"]).abs(), part["lineage"]), seed=seed
-        )
+        lineages = part["lineage"].to_numpy(dtype=str)
+        error = metrics.bootstrap(metrics.by_lineage((part["predicted"] - part["actual"]).abs(), lineages), seed=seed)
         actual, predicted = matrix(part, "actual"), matrix(part, "predicted")
         rho, tau = metrics.rank_correlations(actual, predicted)
         low, high, true = (part[name].to_numpy(dtype=float) for name in ("low", "high", "actual"))
-        covered = metrics.coverage((true >= low) & (true <= high), part["lineage"])
+        covered = metrics.coverage((true >= low) & (true <= high), lineages)
         score = metrics.interval_score(true, low, high, LEVEL)
         rows.append(
             {
@@ -52,8 +51,8 @@ def summary(trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
                 "spearman": rho,
                 "kendall": tau,
                 "regret": metrics.regret(actual, predicted),
-                "interval_score": float(metrics.by_lineage(score, part["lineage"]).mean()),
-                "width": float(metrics.by_lineage(high - low, part["lineage"]).mean()),
+                "interval_score": float(metrics.by_lineage(score, lineages).mean()),
+                "width": float(metrics.by_lineage(high - low, lineages).mean()),
                 "coverage": covered.value,
                 "coverage_low": covered.low,
                 "coverage_high": covered.high,

@@ -167,5 +167,11 @@ def _judge(situation: Situation, method: Method, draws: list[list[Indices]]) -> 
 
 def matrix(frame: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
     """Values of one method's trials as a matrix [G, B], means over draws and a lineage's checkpoints; NaN where there is none."""
-    wide = frame.pivot_table(index="lineage", columns="benchmark", values=column, aggfunc="mean", observed=True)
-    return np.asarray(wide.to_numpy(dtype=np.float64))
+    lineages, row = np.unique(frame["lineage"].to_numpy(dtype=str), return_inverse=True)
+    benchmarks, place = np.unique(frame["benchmark"].to_numpy(dtype=str), return_inverse=True)
+    cell = row * len(benchmarks) + place
+    size = len(lineages) * len(benchmarks)
+    total = np.bincount(cell, frame[column].to_numpy(dtype=np.float64), minlength=size)
+    count = np.bincount(cell, minlength=size)
+    means = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
+    return np.asarray(means.reshape(len(lineages), len(benchmarks)))

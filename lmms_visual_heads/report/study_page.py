@@ -151,7 +151,7 @@ def sentences(frames: StudyFrames) -> list[str]:
         if (row["method"], row["beside"]) in _TOLD:
             said.append(_told(row))
     for row in frames.labels[frames.labels["setting"] == "new_lineage"].to_dict("records"):
-        if row["beside"].startswith("direct") and any(f"({n} passes)" in row["method"] for n in (16, 32, 128)):
+        if row["beside"].startswith("direct") and row["error_beside"] > 0 and _told_passes(row["method"]):
             said.append(
                 f"New lineage, {ZOO}: {row['method']} err by {row['error']:.2f} points, shrunk direct scoring at the same cost by "
                 f"{row['error_beside']:.2f} (ratio {row['error'] / row['error_beside']:.2f}; difference {row['difference']:+.2f} "
@@ -167,6 +167,10 @@ _TOLD = {
     ("own answers + own causal heads", "own answers"), ("cheap + probe heads", "cheap"),
     ("last score + probe heads", "last score"), ("probe heads, process", "training loss, process"),
 }  # fmt: skip
+
+
+def _told_passes(method: str) -> bool:
+    return any(f"({n} passes)" in method for n in (16, 32, 128))
 
 
 def _told(row: Mapping[Any, Any]) -> str:
@@ -228,7 +232,7 @@ def _passes_table(table: pd.DataFrame) -> str:
     pieces = []
     names = (
         "direct scoring", "direct scoring, shrunk", "item response model", "raw confidence", "own answers, one pass",
-        "labels in a regression", "labels + answers", BEST_LABELLED, f"{BEST_LABELLED} + own heads",
+        "labels in a regression", "labels + answers in a regression", BEST_LABELLED, f"{BEST_LABELLED} + own heads",
     )  # fmt: skip
     counts = (8, 16, 32, 64, 128, 256, 512)
     for setting in PAGE_SETTINGS:

@@ -146,10 +146,10 @@ def targets_table(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
                 )
             )
     for passes, limit in ((16.0, 0.75), (32.0, 0.75), (128.0, 0.85)):
-        ratio = error("new_lineage", BEST_LABELLED, passes) / error("new_lineage", "direct scoring, shrunk", passes)
+        ratio = _ratio(error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes))
         at_most(f"new lineage, {passes:g} passes: {BEST_LABELLED} / shrunk direct scoring", ratio, limit)
     for passes in (16.0, 32.0, 64.0):
-        ratio = error("new_lineage", BEST_LABELLED, passes) / error("new_lineage", "direct scoring, shrunk", passes)
+        ratio = _ratio(error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes))
         at_most(f"stretch, {passes:g} passes: {BEST_LABELLED} / shrunk direct scoring", ratio, 0.5)
     causal = differences(trials, [(("own causal heads", None), ("own heads", None))], ["new_lineage"])
     if len(causal):
@@ -160,7 +160,7 @@ def targets_table(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         )
     for beside in ("training loss", "probe accuracy"):
         for kind in ("", ", process"):
-            ratio = error("known_training", f"probe heads{kind}") / error("known_training", f"{beside}{kind}")
+            ratio = _ratio(error("known_training", f"probe heads{kind}"), error("known_training", f"{beside}{kind}"))
             at_most(f"known training, probe only: heads / {beside}{kind}", ratio, 0.5)
     for setting, low, high in (
         ("new_lineage", 0.85, 0.95), ("shift_temperature", 0.80, 0.97), ("shift_corrupted", 0.80, 0.97),
@@ -195,6 +195,10 @@ def lock_box_table(table: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
     known = table[table["setting"] == "new_lineage"][["method", "passes", "error"]]
     joined = box.merge(known.rename(columns={"error": "cross_validated"}), on=["method", "passes"], how="left")
     return joined.assign(ratio=joined["error"] / joined["cross_validated"])
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else float("nan")
 
 
 def _number(value: float) -> str:

@@ -179,8 +179,9 @@ def turns_about(picture: Picture, training: Training, index: int) -> list[Turn]:
     """`training.turns` questions about picture `index`, drawn by the mixture; a noisy training gets some wrong answers."""
     stream = RandomStream(f"turns-{training.seed}", index)
     noise = RandomStream(f"noise-{training.seed}", index)
-    kinds = CHART_TURNS if isinstance(picture, bars.Chart) else PAIR_TURNS
-    kinds = SCENE_TURNS if isinstance(picture, TrainingScene) else kinds
+    kinds: tuple[str, ...] = SCENE_TURNS
+    if not isinstance(picture, TrainingScene):
+        kinds = CHART_TURNS if isinstance(picture, bars.Chart) else PAIR_TURNS
     weights = [round(100 * training.mixture.get(kind, 0.0)) for kind in kinds]
     turns: list[Turn] = []
     while len(turns) < training.turns:
