@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_visual_heads.capture.cut import VisualCut, as_keyword, check_can_cut, shared_start
+from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.statistics.causal import answer_kl_or_nan
@@ -143,8 +144,8 @@ class KnockoutMeter:
                 else:
                     logits = self._logits(encoded, ids, visual, part, prefix)
                     run = len(logits)
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not out_of_memory(error):
                     raise
                 self.together = max(1, min(size, 1 + len(part)) // 2)
                 torch.cuda.empty_cache()

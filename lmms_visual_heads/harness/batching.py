@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 
+from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.errors import VisualHeadsError
 
-_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
 MOST_IN_FAMILY = 256
 """Requests about one image that are prepared together; a longer family is cut into several."""
 
@@ -67,11 +67,6 @@ def digests_of(opened: Iterable[Callable[[], Sequence[Image.Image]]]) -> list[by
         except Exception:  # noqa: BLE001  a task's own code may raise anything; the same call is made again in its turn
             found.append(None)
     return found
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a failed pass would fit with fewer documents: memory of the device, of cuBLAS's workspace, or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def does_not_fit(task: str, doc_id: int) -> VisualHeadsError:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.checkpoints.causal import KnockoutMeter, blank_image
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import VisualModel
@@ -219,7 +220,9 @@ class Controls:
         try:
             blanks = [one.blank for one in batch if one.blank is not None]
             logits = self._model.answer_logits([one.encoded for one in batch], blanks or None)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise _does_not_fit(batch[0].where) from None
         else:
@@ -242,7 +245,9 @@ class Controls:
         encoded = self._encode(candidate, document.images[0])
         try:
             found = self._meter.measure(encoded, candidate.ran.blank, self._advance)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise _does_not_fit(_where(candidate)) from None
         self._recorder.controls.add(
             *candidate.key,

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmms_visual_heads.capture.cut import check_can_cut
+from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.capture.prefix import common_prefix
 from lmms_visual_heads.checkpoints.loading import load_model
 from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
@@ -323,7 +324,7 @@ class VisualHeadsLlava(lmms):
         try:
             return self._answer_together(batch)
         except RuntimeError as error:
-            if not batching.out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise batching.does_not_fit(batch[0].document.task, batch[0].document.doc_id) from None
@@ -364,7 +365,7 @@ class VisualHeadsLlava(lmms):
                     rows, batch = zip(*members[start : start + self.batch_size], strict=True)
                     results.update(self._answer_together(list(batch), prefix.branch(rows)))
         except RuntimeError as error:
-            if not batching.out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return False
         return True

@@ -146,10 +146,14 @@ def targets_table(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
                 )
             )
     for passes, limit in ((16.0, 0.75), (32.0, 0.75), (128.0, 0.85)):
-        ratio = _ratio(error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes))
+        ratio = _ratio(
+            error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes)
+        )
         at_most(f"new lineage, {passes:g} passes: {BEST_LABELLED} / shrunk direct scoring", ratio, limit)
     for passes in (16.0, 32.0, 64.0):
-        ratio = _ratio(error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes))
+        ratio = _ratio(
+            error("new_lineage", BEST_LABELLED, passes), error("new_lineage", "direct scoring, shrunk", passes)
+        )
         at_most(f"stretch, {passes:g} passes: {BEST_LABELLED} / shrunk direct scoring", ratio, 0.5)
     causal = differences(trials, [(("own causal heads", None), ("own heads", None))], ["new_lineage"])
     if len(causal):

@@ -1,0 +1,12 @@
+"""Running out of memory, told apart from every other failure of a forward pass."""
+
+from __future__ import annotations
+
+import torch
+
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a failed pass would fit with fewer documents: memory of the device, of cuBLAS's workspace, or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
