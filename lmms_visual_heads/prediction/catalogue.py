@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawConfidence
 from lmms_visual_heads.prediction.methods_adaptive import LabelsCorrectAnswers
+from lmms_visual_heads.prediction.methods_forest import Forest
 from lmms_visual_heads.prediction.methods_labelled import Direct, ItemResponseScoring, LabelledRegression
 from lmms_visual_heads.prediction.methods_process import NextCheckpoint, Process
 from lmms_visual_heads.schema import PROMPT_COUNTS
@@ -16,7 +17,7 @@ FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.informatio
 
 CHEAP = ("metadata", "loss", "probe_accuracy")
 
-BEST_LABEL_FREE = "own answers"
+BEST_LABEL_FREE = "own answers, forest"
 BEST_LABELLED = "labels correcting answers"
 """The two methods that targets and lock-box are about; chosen on the development zoo."""
 
@@ -67,6 +68,24 @@ PROCESSES: tuple[Method, ...] = (
     Process("own answers, process", ("own_answers",)),
 )
 
+FEW_COUNTS = (16, 64, 256)
+"""Numbers of prompts at which forests are judged."""
+
+FORESTS: tuple[Method, ...] = (
+    Forest("training loss, forest", ("loss",)),
+    Forest("probe accuracy, forest", ("probe_accuracy",)),
+    Forest("cheap, forest", CHEAP),
+    Forest("probe heads, forest", ("probe_heads",)),
+    Forest("own heads, forest", ("own_heads",)),
+    Forest("own causal heads, forest", ("own_causal",)),
+    Forest("own answers, one pass, forest", FREE, FEW_COUNTS),
+    Forest(BEST_LABEL_FREE, ("own_answers",), FEW_COUNTS),
+    Forest("own answers + own heads, forest", ("own_answers", "own_heads")),
+    Forest("own answers + own causal heads, forest", ("own_answers", "own_causal")),
+    Forest("cheap + probe heads, forest", (*CHEAP, "probe_heads")),
+    Forest("everything without labels, forest", (*CHEAP, "own_answers", "own_heads", "own_causal", "probe_heads")),
+)
+
 WATCHED: tuple[Method, ...] = (
     NextCheckpoint("last score"),
     NextCheckpoint("last score + training loss", ("loss",)),
@@ -81,7 +100,7 @@ WATCHED: tuple[Method, ...] = (
 def methods_of(setting: str) -> tuple[Method, ...]:
     """The methods that are judged in a setting."""
     if setting == "new_benchmark":
-        return (*LABEL_FREE, Direct())
+        return (*LABEL_FREE, Forest(BEST_LABEL_FREE, ("own_answers",)), Direct())
     if setting == "known_training":
-        return (*LABEL_FREE, *PROCESSES, *WATCHED, Direct(), LABELLED[1])
-    return (*LABEL_FREE, *PROCESSES, *LABELLED)
+        return (*LABEL_FREE, *FORESTS, *PROCESSES, *WATCHED, Direct(), LABELLED[1])
+    return (*LABEL_FREE, *FORESTS, *PROCESSES, *LABELLED)

@@ -27,10 +27,9 @@ from lmms_visual_heads.prediction.methods import (
     Test,
     Training,
     to_logit,
-    to_points,
 )
 from lmms_visual_heads.prediction.methods_labelled import PASSES, curves, drawn
-from lmms_visual_heads.prediction.pooled import PooledRidge
+from lmms_visual_heads.prediction.pooled_forest import PooledForest
 from lmms_visual_heads.prediction.standardising import lineage_weights
 from lmms_visual_heads.prediction.zoo_data import ZooData
 
@@ -106,17 +105,16 @@ class LabelsCorrectAnswers:
         if test.condition not in data.items or not training.sees_all:
             return None
 
-        def make() -> tuple[PooledRidge, Balance]:
+        def make() -> tuple[PooledForest, Balance]:
             x = self._rows(data, "clean", budget, training.models)
-            model = PooledRidge(deviations=(0.0, 0.2)).fit(x, training.logits(), training.groups, training.final)
-            score = data.points["clean"][training.models] / 100.0
-            expected = to_points(training.logits() - model.residuals_) / 100.0
+            points = data.points["clean"][training.models]
+            model = PooledForest().fit(x, points, training.groups)
+            expected = np.clip(points - model.residuals_, 0.0, 100.0) / 100.0
             share = self._shares(training, "clean", budget, training.models)
-            return model, learn_balance(score, expected, share, training.groups, training.final)
+            return model, learn_balance(points / 100.0, expected, share, training.groups, training.final)
 
         model, balance = training.remember((self.name, budget.passes, budget.draw), make)
-        rows = self._rows(data, test.condition, budget, test.models)
-        expected = to_points(model.predict(rows, data.final[test.models])) / 100.0
+        expected = model.predict(self._rows(data, test.condition, budget, test.models))[0] / 100.0
         share = self._shares(training, test.condition, budget, test.models)
         mean, std = corrected(expected, share, balance)
         half = balance.quantile * std

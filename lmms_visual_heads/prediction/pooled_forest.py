@@ -1,0 +1,101 @@
+"""Pooled forest: randomised trees over all cells of a score matrix; which benchmark a cell belongs to is a feature like others.
+
+Why trees: scores are held between chance and 100, calibration differs from benchmark to benchmark, and a model that was never
+taught a kind of question differs from one that was by a step, not by a slope. The two settings were chosen on the development zoo. scikit-learn's
+`ExtraTreesRegressor` (Geurts, Ernst and Wehenkel 2006) does the work; errors come from lineages that were left out.
+Units: points. Shapes: M checkpoints, T new ones, B benchmarks, F features, n known cells.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import ExtraTreesRegressor
+
+from lmms_visual_heads.prediction.standardising import lineage_weights
+
+Array = npt.NDArray[np.float64]
+
+LEAF, SPREAD_LEAF = 2, 10
+"""Smallest leaves of the trees for scores, and for the size of errors."""
+_MISSING = -99.0
+"""Stands for a missing feature: far from every value, so that trees can split it off."""
+_FLOOR = 1.0
+"""Smallest error that is expected, points."""
+
+
+class PooledForest:
+    """Randomised trees on the cells of a score matrix, and how far off they may be.
+
+    Parameters
+    ----------
+    per_benchmark : bool
+        Whether the benchmark is a feature; False where a benchmark is predicted whose scores are not known.
+    n_trees, n_folds : int
+        Trees, and groups of lineages that are left out in turn.
+    random_state : int
+
+    Attributes
+    ----------
+    residuals_ : array [M, B]
+        Actual minus predicted, own lineage left out; NaN where the score is not known.
+    spread_ : array [M, B]
+        Size of the error expected there, own lineage left out.
+    """
+
+    def __init__(self, per_benchmark: bool = True, n_trees: int = 60, n_folds: int = 4, random_state: int = 0) -> None:
+        self.per_benchmark = per_benchmark
+        self.n_trees = n_trees
+        self.n_folds = n_folds
+        self.random_state = random_state
+
+    def fit(self, X: Array, y: Array, groups: npt.NDArray[np.str_]) -> Self:
+        """Fit on features [M, B, F] (NaN where missing), points [M, B] (NaN where not known) and lineages [M]."""
+        if np.isinf(X).any():
+            raise ValueError("features must be finite or missing")
+        known = np.isfinite(y)
+        rows, target = self._rows(X)[known], y[known]
+        weights = np.broadcast_to(lineage_weights(groups)[:, None], y.shape)[known]
+        names, of_model = np.unique(groups, return_inverse=True)
+        folds = np.random.default_rng(self.random_state).permutation(len(names)) % min(self.n_folds, len(names))
+        fold = np.broadcast_to(folds[of_model][:, None], y.shape)[known]
+        left_out = self._left_out(rows, target, weights, fold, LEAF)
+        size = np.abs(target - left_out)
+        expected = np.maximum(self._left_out(rows, size, weights, fold, SPREAD_LEAF), _FLOOR)
+        self.residuals_, self.spread_ = np.full(y.shape, np.nan), np.full(y.shape, np.nan)
+        self.residuals_[known], self.spread_[known] = target - left_out, expected
+        self.scores_ = self._trees(LEAF).fit(rows, target, sample_weight=weights)
+        self.sizes_ = self._trees(SPREAD_LEAF).fit(rows, size, sample_weight=weights)
+        return self
+
+    def predict(self, X: Array) -> tuple[Array, Array]:
+        """Points, and the size of the error expected there, each [T, B]."""
+        rows = self._rows(X)
+        flat = rows.reshape(-1, rows.shape[2])
+        mean = self.scores_.predict(flat).reshape(rows.shape[:2])
+        spread = np.maximum(self.sizes_.predict(flat), _FLOOR).reshape(rows.shape[:2])
+        return np.clip(mean, 0.0, 100.0), spread
+
+    def _rows(self, X: Array) -> Array:
+        filled = np.where(np.isfinite(X), X, _MISSING)
+        marks = np.broadcast_to(np.eye(X.shape[1]), (X.shape[0], X.shape[1], X.shape[1]))
+        return np.concatenate([filled, marks], axis=2) if self.per_benchmark else filled
+
+    def _left_out(self, rows: Array, target: Array, weights: Array, fold: npt.NDArray[np.intp], leaf: int) -> Array:
+        out = np.empty(len(target))
+        for number in np.unique(fold):
+            here = fold == number
+            # One lineage alone: nothing can be left out, so its own mean stands in and its error counts in full.
+            if here.all():
+                out[here] = np.average(target, weights=weights)
+                continue
+            fitted = self._trees(leaf).fit(rows[~here], target[~here], sample_weight=weights[~here])
+            out[here] = fitted.predict(rows[here])
+        return out
+
+    def _trees(self, leaf: int) -> ExtraTreesRegressor:
+        return ExtraTreesRegressor(
+            self.n_trees, min_samples_leaf=leaf, max_features=1.0, random_state=self.random_state
+        )

@@ -1,0 +1,78 @@
+"""The pooled forest: bent dependence is learnt, lineages are left out whole, missing features and scores are missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lmms_visual_heads.prediction.methods import Budget, Test, Training
+from lmms_visual_heads.prediction.methods_forest import Forest, factor
+from lmms_visual_heads.prediction.pooled_forest import PooledForest
+from lmms_visual_heads.prediction.zoo_data import zoo_data
+from tests.zoo_world import make_zoo
+
+
+def bent_world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [60, 4, 2], points [60, 4] that step up where the first feature passes 0, lineages of three checkpoints."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(60, 4, 2))
+    y = np.where(x[:, :, 0] > 0, 90.0, 10.0) + np.array([0.0, 2.0, 4.0, 6.0]) + rng.normal(0, 1, (60, 4))
+    return x, np.clip(y, 0, 100), np.repeat([f"l{i:02d}" for i in range(20)], 3)
+
+
+def test_a_step_is_learnt_and_its_errors_are_those_of_left_out_lineages() -> None:
+    x, y, groups = bent_world()
+    new_x, new_y, _ = bent_world(1)
+    forest = PooledForest().fit(x, y, groups)
+    mean, spread = forest.predict(new_x)
+    assert np.abs(mean - new_y).mean() < 10
+    assert np.abs(forest.residuals_).mean() == pytest.approx(np.abs(mean - new_y).mean(), abs=5)
+    near, far = np.abs(new_x[:, :, 0]) < 0.15, np.abs(new_x[:, :, 0]) > 0.8
+    assert spread[near].mean() > 2 * spread[far].mean()
+
+
+def test_a_lineage_does_not_see_itself() -> None:
+    """Labels that only a lineage's own checkpoints share are of no use to it."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat([f"l{i:02d}" for i in range(20)], 3)
+    own = rng.uniform(0, 100, 20)[np.repeat(np.arange(20), 3)]
+    x = np.broadcast_to(own[:, None, None], (60, 3, 1)).copy()
+    scores = rng.uniform(0, 100, 20)[np.repeat(np.arange(20), 3)]
+    y = np.broadcast_to(scores[:, None], (60, 3)).copy()
+    forest = PooledForest().fit(x, y, groups)
+    assert np.abs(forest.predict(x)[0] - y).mean() < 15
+    assert np.abs(forest.residuals_).mean() > 20
+
+
+def test_missing_scores_stay_missing_and_missing_features_are_allowed() -> None:
+    x, y, groups = bent_world()
+    y[3, 1] = np.nan
+    x[5, 2] = np.nan
+    forest = PooledForest().fit(x, y, groups)
+    assert np.isnan(forest.residuals_[3, 1])
+    assert np.isfinite(np.delete(forest.residuals_.ravel(), 3 * 4 + 1)).all()
+    assert np.isfinite(forest.predict(x)[0]).all()
+    x[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="finite or missing"):
+        PooledForest().fit(x, y, groups)
+
+
+def test_intervals_cover_and_widen_with_few_lineages() -> None:
+    data = zoo_data(make_zoo(lineages=24, benchmarks=4, items=200, seed=5))
+    groups = np.array(data.groups)
+    out = np.isin(data.lineages, groups[:8])
+    training = Training(data, np.flatnonzero(~out), np.ones(len(data.benchmarks), bool))
+    test = Test(np.flatnonzero(out), np.arange(len(data.benchmarks)))
+    method = Forest("own answers", ("own_answers",))
+    found = method.predict(training, test, Budget(method.budgets(data)[-1], []))
+    assert found is not None
+    actual = data.points["clean"][test.models]
+    inside = (actual >= found.low) & (actual <= found.high)
+    assert 0.75 < inside.mean() <= 1
+    few = Training(data, np.flatnonzero(np.isin(data.lineages, groups[8:14])), training.scored)
+    forest = PooledForest().fit(
+        data.evidence(256).stack(("own_answers",))[0][few.models], data.points["clean"][few.models], few.groups
+    )
+    many = few.n_lineages
+    assert many == 6
+    assert factor(forest, few) > 1.2 * np.median(np.abs(forest.residuals_) / forest.spread_)
