@@ -59,7 +59,8 @@ class Forest:
         key = ("forest", self.wanted, count if any(w.startswith("own_answers") for w in self.wanted) else 0)
         forest, wide = training.remember(key, make)
         mean, spread = (values[:, test.targets] for values in forest.predict(x))
-        return Forecast(mean, *(np.clip(mean + sign * wide * spread, 0.0, 100.0) for sign in (-1, 1)), budget.passes)
+        low, high = (np.clip(mean + sign * wide * spread, 0.0, 100.0) for sign in (-1, 1))
+        return Forecast(mean, low, high, budget.passes)
 
 
 def factor(forest: PooledForest, training: Training) -> float:

@@ -1,8 +1,9 @@
 """Pooled forest: randomised trees over all cells of a score matrix; which benchmark a cell belongs to is a feature like others.
 
 Why trees: scores are held between chance and 100, calibration differs from benchmark to benchmark, and a model that was never
-taught a kind of question differs from one that was by a step, not by a slope. The two settings were chosen on the development zoo. scikit-learn's
-`ExtraTreesRegressor` (Geurts, Ernst and Wehenkel 2006) does the work; errors come from lineages that were left out.
+taught a kind of question differs from one that was by a step, not by a slope. The two settings of the trees were chosen on the
+development zoo. scikit-learn's `ExtraTreesRegressor` (Geurts, Ernst and Wehenkel 2006) does the work; errors come from lineages
+that were left out.
 Units: points. Shapes: M checkpoints, T new ones, B benchmarks, F features, n known cells.
 """
 
