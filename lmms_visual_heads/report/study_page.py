@@ -373,7 +373,7 @@ def _lock_box(found: pd.DataFrame) -> str:
     number = f"**{first['error'].iloc[-1]:.2f} points**" if len(first) else "not measured"
     n = int(found["n_lineages"].max()) if len(found) else 0
     return (
-        "**Lock-box**: the list of features and methods was committed, then further trainings were made and opened once; scored are "
-        f"the final checkpoints of the {n} that were not broken on purpose. {BEST_LABEL_FREE.capitalize()}, no labels: {number}; {ZOO}."
-        f"\n\n{markdown(pd.DataFrame(rows))}"
+        "**Lock-box**: the list of features and methods was committed, then further trainings were made and opened once; "
+        f"scored are the final checkpoints of the {n} that were not broken on purpose. "
+        f"{BEST_LABEL_FREE.capitalize()}, no labels: {number}; {ZOO}.\n\n{markdown(pd.DataFrame(rows))}"
     )
