@@ -27,7 +27,7 @@ def run(script: str, *arguments: str, out: Path) -> pd.DataFrame:
     """One quick run of a benchmark; its table."""
     words = [sys.executable, str(BENCHMARKS / script), "--quick", *arguments, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (out / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# ")

@@ -187,12 +187,14 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(
     """What clusters send half a minute before they take the machine away: nothing measured is lost, not even the last part."""
     monkeypatch.setattr(journal, "FLUSH_SECONDS", 1e9)
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and then a run ignores it, too
     with pytest.raises(SystemExit) as ended:
         run(model(tiny, tmp_path / "heads", lambda n: os.kill(os.getpid(), number) if n == 3 else None), [task()])
     assert ended.value.code == 128 + number
     said = " ".join(capsys.readouterr().err.split())
     assert f"(Stopped: {name} came). 3 documents are kept" in said
     assert signal.getsignal(number) is signal.SIG_DFL
+    signal.signal(number, before)
     run(model(tiny, tmp_path / "heads"), [task()])
     assert_whole(tiny, tmp_path / "heads")
 
