@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lmms_visual_heads.prediction.catalogue import BEST_LABELLED
+from lmms_visual_heads.prediction.catalogue import BEST_LABEL_FREE, BEST_LABELLED
 from lmms_visual_heads.prediction.trial_frames import curve
 from lmms_visual_heads.report.palette import LIGHT
 from lmms_visual_heads.report.study_tables import SETTING_WORDS
@@ -25,17 +25,18 @@ _LINES = (
     ("item response model", LIGHT["muted"], ":", "item response model"),
     (BEST_LABELLED, LIGHT["predicted"], "-", BEST_LABELLED),
     ("raw confidence", _FREE, ":", "raw confidence"),
-    ("own answers, one pass", _FREE, "-", "own answers, one pass a prompt"),
-    ("own answers", _FREE, "--", "own answers, images swapped and blank"),
+    ("own answers, one pass", _FREE, "-.", "own answers, one pass a prompt, linear"),
+    ("own answers, one pass, forest", _FREE, "-", "own answers, one pass a prompt, forest"),
+    (BEST_LABEL_FREE, _FREE, "--", "own answers, images swapped and blank, forest"),
 )
 _POINTS = (
-    ("own heads", _HEADS, "o", "own heads"),
-    ("own causal heads", _HEADS, "s", "own causal heads"),
+    ("own heads, forest", _HEADS, "o", "own heads, forest"),
+    ("own causal heads, forest", _HEADS, "s", "own causal heads, forest"),
     ("all heads cut", _HEADS, "D", "all heads cut at once"),
-    ("probe heads", _HEADS, "^", "probe heads"),
-    ("probe accuracy", LIGHT["actual"], "^", "probe accuracy"),
+    ("probe heads, forest", _HEADS, "^", "probe heads, forest"),
+    ("probe accuracy, forest", LIGHT["actual"], "^", "probe accuracy, forest"),
 )
-_LEVELS = (("mean", LIGHT["baseline"], "mean"), ("training loss", LIGHT["actual"], "training loss"))
+_LEVELS = (("mean", LIGHT["baseline"], "mean"), ("training loss, forest", LIGHT["actual"], "training loss, forest"))
 _SHOWN = (8.0, 2048.0)
 
 

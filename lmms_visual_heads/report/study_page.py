@@ -25,6 +25,11 @@ _SHOWN: tuple[tuple[str, float | None], ...] = (
     ("raw confidence", 256.0), ("own answers, one pass", 16.0), ("own answers, one pass", 256.0), ("own answers", None),
     ("own answers, process", None), ("own answers + own heads", None), ("own answers + own causal heads", None),
     ("cheap + probe heads", None), ("cheap + own answers", None), ("everything without labels", None),
+    ("training loss, forest", None), ("probe accuracy, forest", None), ("cheap, forest", None), ("probe heads, forest", None),
+    ("own heads, forest", None), ("own causal heads, forest", None), ("own answers, one pass, forest", 16.0),
+    ("own answers, one pass, forest", 256.0), (BEST_LABEL_FREE, None), ("own answers + own heads, forest", None),
+    ("own answers + own causal heads, forest", None), ("cheap + probe heads, forest", None),
+    ("everything without labels, forest", None),
     ("last score", None), ("last score + training loss", None), ("last score + probe accuracy", None),
     ("last score + probe heads", None), ("last score + own heads", None), ("last score + own causal heads", None),
     ("last score + own answers", None),
@@ -125,7 +130,7 @@ def sentences(frames: StudyFrames) -> list[str]:
             continue
         error = float(free["error"].iloc[-1])
         needed = passes_for(direct, error)
-        cross = crossing(table, setting, "own answers, one pass", "direct scoring, shrunk")
+        cross = crossing(table, setting, "own answers, one pass, forest", "direct scoring, shrunk")
         first = (
             f"{SETTING_WORDS[setting].capitalize()}, {ZOO}: the answers' own statistics ({BEST_LABEL_FREE}, no labels) err by "
             f"{error:.1f} points; direct scoring needs {_passes(needed)} labelled items of each benchmark to do as well."
@@ -136,7 +141,7 @@ def sentences(frames: StudyFrames) -> list[str]:
         elif cross == np.inf:
             second = " With one pass a prompt, scoring items is not the better buy anywhere up to 512 passes."
         said.append(first + second)
-    for name in ("probe heads", "own heads", "own causal heads", "all heads cut"):
+    for name in ("probe heads, forest", "own heads, forest", "own causal heads, forest", "all heads cut"):
         part = curve(table, "new_lineage", name)
         direct = curve(table, "new_lineage", "direct scoring, shrunk")
         if len(part) and len(direct):
@@ -166,6 +171,9 @@ _TOLD = {
     ("own answers", "own causal heads"), ("own answers + own heads", "own answers"),
     ("own answers + own causal heads", "own answers"), ("cheap + probe heads", "cheap"),
     ("last score + probe heads", "last score"), ("probe heads, process", "training loss, process"),
+    ("probe heads, forest", "training loss, forest"), ("own causal heads, forest", "own heads, forest"),
+    (BEST_LABEL_FREE, "own causal heads, forest"), ("own answers + own heads, forest", BEST_LABEL_FREE),
+    ("own answers + own causal heads, forest", BEST_LABEL_FREE), ("cheap + probe heads, forest", "cheap, forest"),
 }  # fmt: skip
 
 
@@ -232,6 +240,7 @@ def _passes_table(table: pd.DataFrame) -> str:
     pieces = []
     names = (
         "direct scoring", "direct scoring, shrunk", "item response model", "raw confidence", "own answers, one pass",
+        "own answers, one pass, forest",
         "labels in a regression", "labels + answers in a regression", BEST_LABELLED, f"{BEST_LABELLED} + own heads",
     )  # fmt: skip
     counts = (8, 16, 32, 64, 128, 256, 512)

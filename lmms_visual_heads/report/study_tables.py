@@ -27,6 +27,7 @@ SETTING_WORDS = {
 _MEAN: Choice = ("mean", None)
 _ANSWERS: Choice = ("own answers", None)
 _CHEAP: Choice = ("cheap", None)
+_FOREST: Choice = (BEST_LABEL_FREE, None)
 HEAD_PAIRS: tuple[tuple[Choice, Choice], ...] = (
     (("probe heads", None), _MEAN),
     (("probe heads", None), ("probe accuracy", None)),
@@ -51,6 +52,15 @@ HEAD_PAIRS: tuple[tuple[Choice, Choice], ...] = (
     (("cheap + own heads", None), _CHEAP),
     (("cheap + own causal heads", None), _CHEAP),
     (("cheap + own answers", None), _CHEAP),
+    (("probe heads, forest", None), ("training loss, forest", None)),
+    (("probe heads, forest", None), ("probe accuracy, forest", None)),
+    (("own heads, forest", None), ("training loss, forest", None)),
+    (("own causal heads, forest", None), ("own heads, forest", None)),
+    (_FOREST, ("own causal heads, forest", None)),
+    (_FOREST, ("raw confidence", 256.0)),
+    (("own answers + own heads, forest", None), _FOREST),
+    (("own answers + own causal heads, forest", None), _FOREST),
+    (("cheap + probe heads, forest", None), ("cheap, forest", None)),
     (("last score + probe heads", None), ("last score", None)),
     (("last score + own heads", None), ("last score", None)),
     (("last score + own causal heads", None), ("last score", None)),
