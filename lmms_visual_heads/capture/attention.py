@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.errors import VisualHeadsError
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def _float32_product(query: Tensor, key: Tensor) -> Tensor:
     if _is_half_on_gpu(key) and _products_in_float32 and not torch.is_grad_enabled():
         try:
             return torch.bmm(query, key.mT, out_dtype=torch.float32)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
             _without_products_in_float32(error)
     return torch.bmm(query.float(), key.float().mT)
 

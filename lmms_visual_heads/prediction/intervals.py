@@ -73,8 +73,8 @@ class LeftOutErrors:
             return LOW, HIGH
         mass = lineage_weights(self.lineages) / (n_lineages + 1)
         size = np.abs(self.residuals)
-        high = _upper_quantile(left_out_centers + size, mass, level)
-        low = -_upper_quantile(-(left_out_centers - size), mass, level)
+        high = upper_quantile(left_out_centers + size, mass, level)
+        low = -upper_quantile(-(left_out_centers - size), mass, level)
         if n_lineages < CERTIFIED_LINEAGES:
             spread = np.sqrt(np.average(self.residuals**2, weights=lineage_weights(self.lineages)))
             half = stats.t.ppf((1 + level) / 2, n_lineages - 1) * spread * np.sqrt(1 + 1 / n_lineages)
@@ -86,7 +86,7 @@ class LeftOutErrors:
         )
 
 
-def _upper_quantile(values: Array, mass: Array, level: float) -> float:
+def upper_quantile(values: Array, mass: Array, level: float) -> float:
     """Smallest value below which `level` of the mass lies; the largest value where the rest of the mass is at infinity."""
     order = np.argsort(values, kind="stable")
     reached = np.flatnonzero(np.cumsum(mass[order]) >= level - 1e-12)

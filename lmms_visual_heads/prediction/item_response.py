@@ -78,3 +78,13 @@ def log_likelihood(probabilities: Array, correct: Array) -> Array:
     """Log-likelihood [T, K] of answers [T, n] to the items of `probabilities` [K, n]."""
     p = np.clip(probabilities, 1e-4, 1.0 - 1e-4)
     return np.asarray(correct @ np.log(p).T + (1.0 - correct) @ np.log(1.0 - p).T, dtype=np.float64)
+
+
+def ability_posterior(probabilities: Array, correct: Array, log_prior: Array | None = None) -> Array:
+    """Posterior [T, K] over `GRID` after answers [T, n] to the items of `probabilities` [K, n]; rows sum to 1.
+
+    `log_prior` [K] may lack its constant; None: standard normal.
+    """
+    logs = log_likelihood(probabilities, correct) + (-(GRID**2) / 2 if log_prior is None else log_prior)
+    mass = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(mass / mass.sum(axis=1, keepdims=True), dtype=np.float64)

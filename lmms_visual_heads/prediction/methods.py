@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.special import expit
 
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
+from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
 from lmms_visual_heads.prediction.pooled import PooledRidge
 from lmms_visual_heads.prediction.standardising import lineage_weights
 from lmms_visual_heads.prediction.zoo_data import ZooData
@@ -167,10 +167,7 @@ class Spread(NamedTuple):
         n_lineages = len(np.unique(groups))
         size = np.abs(np.where(there, residuals, 0.0)) / scale
         mass = weights / max(weights.sum(), 1e-300) * n_lineages / (n_lineages + 1)
-        order = np.argsort(size[there], kind="stable")
-        reached = np.searchsorted(np.cumsum(mass[there][order]), level - 1e-12)
-        sizes = size[there][order]
-        quantile = float(sizes[min(reached, len(sizes) - 1)]) if len(sizes) else float("inf")
+        quantile = upper_quantile(size[there], mass[there], level) if there.any() else float("inf")
         if n_lineages < CERTIFIED_LINEAGES:
             student = stats.t.ppf((1 + level) / 2, max(n_lineages - 1, 1)) * np.sqrt(1 + 1 / n_lineages)
             quantile = max(quantile, float(student))

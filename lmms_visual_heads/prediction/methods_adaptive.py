@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lmms_visual_heads.prediction.item_response import GRID, log_likelihood
+from lmms_visual_heads.prediction.intervals import upper_quantile
+from lmms_visual_heads.prediction.item_response import ability_posterior
 from lmms_visual_heads.prediction.methods import (
     LEVEL,
     Array,
@@ -138,12 +139,7 @@ class LabelsCorrectAnswers:
         for target in range(share.shape[1]):
             probabilities = curves(training, target)
             chosen = budget.items[target][: int(budget.passes)]
-            post = (
-                log_likelihood(probabilities[:, chosen], drawn(data, condition, 0, target, budget, models))
-                - GRID**2 / 2
-            )
-            post = np.exp(post - post.max(axis=1, keepdims=True))
-            post /= post.sum(axis=1, keepdims=True)
+            post = ability_posterior(probabilities[:, chosen], drawn(data, condition, 0, target, budget, models))
             out[:, target] += post @ (probabilities.mean(axis=1) - probabilities[:, chosen].mean(axis=1))
         return out
 
@@ -188,11 +184,9 @@ def learn_balance(
     off = np.abs(score - mean) / std
     keep = there & final[:, None] if final.sum() >= 3 else there
     w = np.where(keep, weights, 0.0)
-    order = np.argsort(off[keep], kind="stable")
     n_lineages = len(np.unique(groups))
-    reached = np.cumsum(w[keep][order]) / w[keep].sum() * n_lineages / (n_lineages + 1)
-    at = min(int(np.searchsorted(reached, LEVEL - 1e-12)), len(order) - 1)
-    return balance._replace(quantile=float(off[keep][order][at]))
+    mass = w[keep] / w[keep].sum() * n_lineages / (n_lineages + 1)
+    return balance._replace(quantile=upper_quantile(off[keep], mass, LEVEL))
 
 
 def corrected(expected: Array, share: Array, balance: Balance) -> tuple[Array, Array]:

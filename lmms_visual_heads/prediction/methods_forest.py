@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
+from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
 from lmms_visual_heads.prediction.methods import LEVEL, Array, Budget, Features, Forecast, Test, Training
 from lmms_visual_heads.prediction.pooled_forest import PooledForest
 from lmms_visual_heads.prediction.standardising import lineage_weights
@@ -74,9 +74,7 @@ def factor(forest: PooledForest, training: Training) -> float:
     groups = training.groups[final]
     weights = np.where(there, lineage_weights(groups)[:, None], 0.0)
     n = len(np.unique(groups))
-    order = np.argsort(sizes[there], kind="stable")
-    reached = np.cumsum(weights[there][order]) / weights.sum() * n / (n + 1)
-    found = float(sizes[there][order][min(int(np.searchsorted(reached, LEVEL - 1e-12)), len(order) - 1)])
+    found = upper_quantile(sizes[there], weights[there] / weights.sum() * n / (n + 1), LEVEL)
     if n < CERTIFIED_LINEAGES:
         found *= float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1)) / stats.norm.ppf((1 + LEVEL) / 2))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from lmms_visual_heads.prediction.item_response import GRID, ItemResponse, log_likelihood
+from lmms_visual_heads.prediction.item_response import GRID, ItemResponse, ability_posterior
 from lmms_visual_heads.prediction.methods import (
     LEVEL,
     Array,
@@ -132,16 +132,13 @@ class ItemResponseScoring:
         data = training.data
         chosen = budget.items[target][: int(budget.passes)]
         y = drawn(data, test.condition, 0, target, budget, test.models)
-        log_post = log_likelihood(probabilities[:, chosen], y)
         abilities = fitted_items(training, target).abilities
         weights = lineage_weights(training.groups)
         centre = float(np.average(abilities, weights=weights))
         spread = max(float(np.sqrt(np.average((abilities - centre) ** 2, weights=weights))), 0.1)
-        log_post += stats.t.logpdf(GRID, 5, loc=centre, scale=spread)
+        post = ability_posterior(probabilities[:, chosen], y, stats.t.logpdf(GRID, 5, loc=centre, scale=spread))
         rest = np.setdiff1d(np.arange(probabilities.shape[1]), chosen)
         curve = (y.sum(axis=1)[:, None] + probabilities[:, rest].sum(axis=1)) / probabilities.shape[1]
-        post = np.exp(log_post - log_post.max(axis=1, keepdims=True))
-        post /= post.sum(axis=1, keepdims=True)
         mean = (post * curve).sum(axis=1)
         own = (probabilities[:, rest] * (1 - probabilities[:, rest])).sum(axis=1) / probabilities.shape[1] ** 2
         std = np.sqrt((post * (curve - mean[:, None]) ** 2).sum(axis=1) + (post * own).sum(axis=1))
@@ -237,9 +234,7 @@ class LabelledRegression:
             y = drawn(training.data, condition, 0, target, budget, models)
             chosen = budget.items[target]
             chosen = chosen[chosen < training.data.items[condition][target][0].shape[1]][: int(budget.passes)]
-            post = log_likelihood(probabilities[:, chosen], y) - GRID**2 / 2
-            post = np.exp(post - post.max(axis=1, keepdims=True))
-            post /= post.sum(axis=1, keepdims=True)
+            post = ability_posterior(probabilities[:, chosen], y)
             out[:, target] = to_logit(100.0 * (post @ probabilities.mean(axis=1)), 2000.0)
         return out
 
