@@ -6,15 +6,14 @@ counts as its mean; new rows are held near the range of the training rows. Shape
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.cross_decomposition import PLSRegression
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lmms_visual_heads.prediction.standardising import StandardisedFeatures, lineage_weights, row_groups
+from lmms_visual_heads.prediction.standardising import StandardisedFeatures, lineage_weights
 
 Array = npt.NDArray[np.float64]
 
@@ -83,11 +82,7 @@ class LineagePLS(StandardisedFeatures, RegressorMixin, BaseEstimator):
                 "max_components must be at least 1, margin lie in [0, 1) and reach be at least 0; got "
                 f"{self.max_components!r}, {self.margin!r} and {self.reach!r}"
             )
-        X, y = validate_data(
-            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        lineages = row_groups(groups, len(target))
+        rows, target, lineages = self._training_rows(X, y, groups)
         weights = lineage_weights(lineages)
         z = self._standardise(rows, weights)
         self.intercept_ = float(np.average(target, weights=weights))
@@ -102,14 +97,8 @@ class LineagePLS(StandardisedFeatures, RegressorMixin, BaseEstimator):
 
     def predict(self, X: npt.ArrayLike) -> Array:
         """Predictions for the rows of `X`, shape [n]; missing features count as the training mean."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-        return np.asarray(self.intercept_ + self._held(np.asarray(X), self.reach) @ self.coef_, dtype=np.float64)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
+        z = self._new_rows(X, self.reach)
+        return np.asarray(self.intercept_ + z @ self.coef_, dtype=np.float64)
 
     def _left_out_errors(self, rows: Array, target: Array, lineages: npt.NDArray[np.int64]) -> Array:
         """Root mean squared error over left-out lineages with 0 ... `max_components` components."""

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lmms_visual_heads.prediction.standardising import StandardisedFeatures, lineage_weights, row_groups
+from lmms_visual_heads.prediction.standardising import (
+    StandardisedFeatures,
+    check_margin_and_reach,
+    lineage_weights,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -104,13 +107,9 @@ class PooledBenchmarks(StandardisedFeatures, RegressorMixin, BaseEstimator):
             On infinite values, fewer than two rows, scores outside 0..100 with the logit link, or parameters out of range.
         """
         self._check_parameters()
-        X, y = validate_data(
-            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        rows, target, lineages = self._training_rows(X, y, groups)
         if self.link == "logit" and not ((target >= 0) & (target <= 100)).all():
             raise ValueError("y must lie in 0..100 points with the logit link; use link='identity' for other numbers")
-        lineages = row_groups(groups, len(target))
         names = self._names(benchmarks, len(target))
         count = np.full(len(target), _DEFAULT_ITEMS) if items is None else np.asarray(items, dtype=np.float64)
         if len(names) != len(target) or len(count) != len(target):
@@ -129,9 +128,7 @@ class PooledBenchmarks(StandardisedFeatures, RegressorMixin, BaseEstimator):
 
     def predict(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None = None) -> Array:
         """Predictions [n] in points; without a benchmark's name, or with one never seen, by the common intercept."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-        z = self._held(np.asarray(X), self.reach)
+        z = self._new_rows(X, self.reach)
         offset = np.zeros(len(z))
         if benchmarks is not None:
             names = self._names(benchmarks, len(z))
@@ -141,20 +138,12 @@ class PooledBenchmarks(StandardisedFeatures, RegressorMixin, BaseEstimator):
             offset = np.full(len(z), self.offsets_[0])
         return self._unlinked(self.intercept_ + offset + z @ self.coef_)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
-
     def _check_parameters(self) -> None:
         if not len(self.penalties) or min(self.penalties) <= 0 or not len(self.shrinkages) or min(self.shrinkages) <= 0:
             raise ValueError(
                 f"penalties and shrinkages must be positive numbers; got {self.penalties!r} and {self.shrinkages!r}"
             )
-        if not 0 <= self.margin < 1 or self.reach < 0:
-            raise ValueError(
-                f"margin must lie in [0, 1) and reach be at least 0; got {self.margin!r} and {self.reach!r}"
-            )
+        check_margin_and_reach(self.margin, self.reach)
         if self.link not in LINKS:
             raise ValueError(f"link must be one of {', '.join(LINKS)}; got {self.link!r}")
 

@@ -14,9 +14,13 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lmms_visual_heads.prediction.standardising import StandardisedFeatures, lineage_blocks, lineage_weights, row_groups
+from lmms_visual_heads.prediction.standardising import (
+    StandardisedFeatures,
+    check_margin_and_reach,
+    lineage_blocks,
+    lineage_weights,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -94,15 +98,8 @@ class LineageProcess(StandardisedFeatures, RegressorMixin, BaseEstimator):
         """
         if not len(self.lengths) or not len(self.noises) or min(*self.lengths, *self.noises) <= 0:
             raise ValueError(f"lengths and noises must be positive numbers; got {self.lengths!r} and {self.noises!r}")
-        if not 0 <= self.margin < 1 or self.reach < 0:
-            raise ValueError(
-                f"margin must lie in [0, 1) and reach be at least 0; got {self.margin!r} and {self.reach!r}"
-            )
-        X, y = validate_data(
-            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        lineages = row_groups(groups, len(target))
+        check_margin_and_reach(self.margin, self.reach)
+        rows, target, lineages = self._training_rows(X, y, groups)
         weights = lineage_weights(lineages)
         z = self._standardise(rows, weights)
         n_lineages = len(np.unique(lineages))
@@ -138,9 +135,7 @@ class LineageProcess(StandardisedFeatures, RegressorMixin, BaseEstimator):
 
     def predict(self, X: npt.ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Predictions [n], with `return_std` also the standard deviation of a new lineage's value around each [n]."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-        z = self._held(np.asarray(X), self.reach)
+        z = self._new_rows(X, self.reach)
         if self.process_ is None:
             mean = np.full(len(z), self.intercept_)
             return (mean, np.full(len(z), self.mean_std_)) if return_std else mean
@@ -148,11 +143,6 @@ class LineageProcess(StandardisedFeatures, RegressorMixin, BaseEstimator):
             return np.asarray(self.intercept_ + self.process_.predict(z), dtype=np.float64)
         away, std = self.process_.predict(z, return_std=True)
         return self.intercept_ + away, np.sqrt(std**2 + self.noise_std_**2)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
 
     def _tried(self, z: Array, centred: Array, lineages: npt.NDArray[np.int64], length: float) -> list[_Choice]:
         """The left-out errors of one length scale with every noise.

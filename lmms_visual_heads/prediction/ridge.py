@@ -8,15 +8,15 @@ Shapes: n rows, F features, G lineages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lmms_visual_heads.prediction.standardising import (
     StandardisedFeatures,
+    check_margin_and_reach,
     lineage_blocks,
     lineage_mean,
     lineage_weights,
@@ -79,24 +79,15 @@ class LineageRidge(StandardisedFeatures, RegressorMixin, BaseEstimator):
         """
         if not len(self.penalties) or min(self.penalties) <= 0:
             raise ValueError(f"penalties must be positive numbers; got {self.penalties!r}")
-        if not 0 <= self.margin < 1 or self.reach < 0:
-            raise ValueError(
-                f"margin must lie in [0, 1) and reach be at least 0; got {self.margin!r} and {self.reach!r}"
-            )
-        X, y = validate_data(
-            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        groups = np.arange(len(target)) if groups is None else np.asarray(groups)
-        if len(groups) != len(target):
-            raise ValueError(f"groups must have one entry per row; got {len(groups)} for {len(target)} rows")
-        weights = lineage_weights(groups)
+        check_margin_and_reach(self.margin, self.reach)
+        rows, target, lineages = self._training_rows(X, y, groups)
+        weights = lineage_weights(lineages)
         z = self._standardise(rows, weights)
         self.intercept_ = float(np.average(target, weights=weights))
         root = np.sqrt(weights)
         u, s, vt = np.linalg.svd(root[:, None] * z, full_matrices=False)
         total = weights.sum() * z.shape[1]
-        blocks = lineage_blocks(groups)
+        blocks = lineage_blocks(lineages)
         errors = [
             _left_out_error(u * np.sqrt(s**2 / (s**2 + penalty * total)), root, target, blocks)
             for penalty in self.penalties
@@ -114,15 +105,8 @@ class LineageRidge(StandardisedFeatures, RegressorMixin, BaseEstimator):
 
     def predict(self, X: npt.ArrayLike) -> Array:
         """Predictions for the rows of `X`, shape [n]; missing features count as the training mean."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-        z = self._held(np.asarray(X), self.reach)
+        z = self._new_rows(X, self.reach)
         return np.asarray(self.intercept_ + (z * self.coef_).sum(axis=1), dtype=np.float64)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
 
 
 def _left_out_error(half: Array, root: Array, target: Array, blocks: list[npt.NDArray[np.intp]]) -> float:

@@ -5,8 +5,11 @@ Shared by the regressors. Shapes: n rows, F features. Never changes what it is g
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 Array = npt.NDArray[np.float64]
 
@@ -45,8 +48,14 @@ def lineage_blocks(groups: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
     return [np.array([m for m in members if len(m) == size]) for size in sorted({len(m) for m in members})]
 
 
+def check_margin_and_reach(margin: float, reach: float) -> None:
+    """Raise ValueError where a regressor's `margin` is not in [0, 1) or its `reach` is below 0."""
+    if not 0 <= margin < 1 or reach < 0:
+        raise ValueError(f"margin must lie in [0, 1) and reach be at least 0; got {margin!r} and {reach!r}")
+
+
 class StandardisedFeatures:
-    """Learns centre, scale and range of the features over lineages, and brings rows to them.
+    """Checks what a regressor is given, learns centre, scale and range of the features over lineages, and brings rows to them.
 
     Attributes
     ----------
@@ -61,6 +70,27 @@ class StandardisedFeatures:
     scale_: Array
     low_: Array
     high_: Array
+
+    def _training_rows(
+        self, X: npt.ArrayLike, y: npt.ArrayLike, groups: npt.ArrayLike | None
+    ) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+        """What `fit` was given, checked as scikit-learn asks: rows [n, F] (NaN where missing), targets [n], lineages [n]."""
+        X, y = validate_data(
+            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
+        )
+        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        return rows, target, row_groups(groups, len(target))
+
+    def _new_rows(self, X: npt.ArrayLike, reach: float) -> Array:
+        """What `predict` was given, checked, standardised and held within `reach` of the training rows' range."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
+        return self._held(np.asarray(X), reach)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.allow_nan = True
+        return tags
 
     def _standardise(self, rows: Array, weights: Array) -> Array:
         """Learn from `rows` [n, F] with `weights` [n]; gives the standardised rows."""
@@ -85,4 +115,11 @@ class StandardisedFeatures:
         return np.clip(self._z(rows), self.low_ - reach, self.high_ + reach)
 
 
-__all__ = ["StandardisedFeatures", "lineage_blocks", "lineage_mean", "lineage_weights", "row_groups"]
+__all__ = [
+    "StandardisedFeatures",
+    "check_margin_and_reach",
+    "lineage_blocks",
+    "lineage_mean",
+    "lineage_weights",
+    "row_groups",
+]
