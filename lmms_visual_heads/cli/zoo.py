@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +35,7 @@ def chosen_trainings(config: str | None, only: list[str] | None, shard: str = "1
     from fnmatch import fnmatchcase
 
     from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.harness.sweep import share
     from lmms_visual_heads.scenes.zoo.settings import proof_settings_path, read_settings
 
     path = proof_settings_path() if config == "proof" else None if config is None else Path(config)
@@ -44,13 +44,9 @@ def chosen_trainings(config: str | None, only: list[str] | None, shard: str = "1
     for name in only or ():
         if not any(fnmatchcase(known, name) for known in names):
             raise VisualHeadsError(f"--only needs one of {', '.join(names)}; {name!r} came. Choose one of them.")
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise VisualHeadsError(
-            f"--shard needs i/n with i from 1 to n; {shard!r} came. Write 1/2 and 2/2 for two processes."
-        )
     chosen = [t for t in trainings if not only or any(fnmatchcase(t.name, name) for name in only)]
-    return chosen[int(match[1]) - 1 :: int(match[2])]
+    own = share([training.name for training in chosen], shard)
+    return [training for training in chosen if training.name in own]
 
 
 @zoo_app.command()

@@ -224,8 +224,6 @@ def draw_pool(pool: str, index: int) -> Image.Image:
 
 def draw(document: Document) -> Image.Image:
     """The picture of a document: RGB, 336 x 336."""
-    if "chart" in document:
-        return Image.fromarray(draw_chart(Chart.from_text(document["chart"])))
-    if "pair" in document:
-        return Image.fromarray(draw_pair(Pair.from_text(document["pair"])))
-    return Image.fromarray(draw_pixels(Scene.from_text(document["scene"])))
+    forms: dict[str, type[Scene] | type[Chart] | type[Pair]] = {"scene": Scene, "chart": Chart, "pair": Pair}
+    field = next(name for name in forms if name in document)
+    return Image.fromarray(draw_picture(forms[field].from_text(document[field])))

@@ -35,6 +35,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(part, path)
 
 
+def tokens_per_picture(training: Training, turn_length: int) -> int:
+    """Positions of one packed row: begin token, "USER:", the image, the turns."""
+    return training.n_visual_tokens + 2 + training.turns * turn_length
+
+
 def training_flops(training: Training, model: SmallLlava, turn_length: int, step: int) -> float:
     """Floating point operations of `step` steps, 6 per parameter and token; the tower's own stage is included."""
     tower_size = sum(p.numel() for p in model.model.vision_tower.parameters())
@@ -42,7 +47,7 @@ def training_flops(training: Training, model: SmallLlava, turn_length: int, step
     views = 5 if training.anyres else 1
     seen = views * ((training.image_size // training.patch_size) ** 2 + 1)
     own_stage = 6.0 * tower_size * (seen // views) * training.tower_batch * training.tower_steps
-    per_image = 6.0 * layers_size * (training.n_visual_tokens + 2 + training.turns * turn_length)
+    per_image = 6.0 * layers_size * tokens_per_picture(training, turn_length)
     if training.tower_share:
         per_image += 6.0 * tower_size * seen
     return own_stage + per_image * training.batch * step
@@ -73,7 +78,7 @@ def checkpoint_facts(training: Training, model: SmallLlava, turn_length: int, st
         "anyres": training.anyres,
         "tower_trained": training.tower_share > 0,
         "scenes": training.scenes,
-        "tokens_seen": step * training.batch * (training.n_visual_tokens + 2 + training.turns * turn_length),
+        "tokens_seen": step * training.batch * tokens_per_picture(training, turn_length),
         "written_trained": training.generators.get("written", 0) > 0,
         "hidden_temperature": training.hidden_temperature,
     }

@@ -18,7 +18,7 @@ from lmms_visual_heads.scenes import generation, questions
 from lmms_visual_heads.scenes.drawing import draw_scene
 from lmms_visual_heads.scenes.layout import COLOUR_NAMES, DIGITS, KIND_NAMES, QUADRANTS, Scene
 from lmms_visual_heads.scenes.random_stream import RandomStream
-from lmms_visual_heads.scenes.suite import bars, written
+from lmms_visual_heads.scenes.suite import bars, benchmarks, written
 from lmms_visual_heads.scenes.zoo.settings import GENERATORS, TURN_TYPES, Training
 
 SCENE_WEIGHTS = {"probe": 34, "crowd": 14, "single": 24, "colour_count": 14, "digit": 14}
@@ -235,8 +235,7 @@ def draw_picture(picture: Picture) -> Image.Image:
     """A training's picture as a Pillow image: RGB, 336 x 336."""
     if isinstance(picture, TrainingScene):
         return draw_scene(picture.scene, with_box=picture.with_box)
-    drawn = bars.draw_chart(picture) if isinstance(picture, bars.Chart) else written.draw_pair(picture)
-    return Image.fromarray(drawn)
+    return Image.fromarray(benchmarks.draw_picture(picture))
 
 
 def resized_images(pictures: Sequence[Picture], processor: LlavaProcessor) -> Tensor:
