@@ -256,6 +256,13 @@ ZOO_ITEM_COLUMNS = (
     Column("entropy", pa.list_(pa.float32()), "nats", "per item: entropy of the first answer token", nullable=True),
 )
 
+ZOO_REPLY_COLUMNS = (
+    Column("model", pa.string(), "", "model name"),
+    Column("benchmark", pa.string(), "", "task name"),
+    Column("condition", pa.string(), "", "clean or corrupted: a temperature changes no answer"),
+    Column("answer", pa.list_(pa.int16()), "", "per item, in the order of doc_id: most probable first answer token"),
+)
+
 ZOO_ANSWER_COLUMNS = (
     Column("model", pa.string(), "", "model name"),
     Column("task", pa.string(), "", "benchmark (own prompts) or probe task"),

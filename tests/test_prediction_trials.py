@@ -11,7 +11,7 @@ from lmms_visual_heads.prediction import methods as m
 from lmms_visual_heads.prediction import metrics
 from lmms_visual_heads.prediction.catalogue import methods_of
 from lmms_visual_heads.prediction.methods import Budget, Features, RawConfidence, Spread, Training
-from lmms_visual_heads.prediction.methods_adaptive import LabelsCorrectAnswers, corrected, learn_balance
+from lmms_visual_heads.prediction.methods_adaptive import Cells, LabelsCorrectAnswers, corrected, learn_balance
 from lmms_visual_heads.prediction.methods_labelled import Direct
 from lmms_visual_heads.prediction.methods_process import NextCheckpoint
 from lmms_visual_heads.prediction.trial_frames import differences, lineage_errors, summary
@@ -265,14 +265,31 @@ def test_labels_fall_back_to_direct_scoring_when_answers_mislead() -> None:
     score = random.uniform(0.3, 0.7, (60, 8))
     expected = score + random.normal(0, 0.02, score.shape)
     share = score + random.normal(0, 0.5 / np.sqrt(32), score.shape)
-    balance = learn_balance(score, expected, share, np.repeat(np.arange(20), 3).astype(str), np.ones(60, dtype=bool))
-    usual, _ = corrected(expected[:1], share[:1], balance)
+    far = np.full_like(score, 0.02)
+    groups = np.repeat(np.arange(20), 3).astype(str)
+    balance = learn_balance(score, Cells(expected, far, share, 32), groups, np.ones(60, dtype=bool))
+    assert balance.noise == pytest.approx(1 / 32, rel=0.4)
+    usual, _ = corrected(Cells(expected[:1], far[:1], share[:1], 32), balance)
     assert np.abs(usual - score[:1]).mean() < 0.6 * np.abs(share[:1] - score[:1]).mean()
-    far = np.full((1, 8), 0.2)
-    seen = np.full((1, 8), 0.6)
-    moved, std = corrected(far, seen, balance)
+    moved, std = corrected(Cells(np.full((1, 8), 0.2), far[:1], np.full((1, 8), 0.6), 32), balance)
     assert (moved > 0.5).all()
     assert (std > 0.02).all()
+
+
+def test_luck_that_confidence_shares_with_labels_is_not_counted_twice() -> None:
+    """The drawn items are easy for labels and confidence alike: expectation and share agree, and both are too high."""
+    random = np.random.default_rng(1)
+    score = random.uniform(0.3, 0.7, (90, 8))
+    luck = random.normal(0, 0.05, score.shape)
+    expected = score + luck + random.normal(0, 0.01, score.shape)
+    share = score + luck + random.normal(0, 0.05, score.shape)
+    groups = np.repeat(np.arange(30), 3).astype(str)
+    cells = Cells(expected, np.full_like(score, 0.05), share, 32)
+    balance = learn_balance(score, cells, groups, np.ones(90, dtype=bool))
+    mean, std = corrected(cells, balance)
+    assert np.abs(mean - score).mean() == pytest.approx(np.abs(luck).mean(), rel=0.1)
+    inside = np.abs(mean - score) <= balance.quantile * std
+    assert inside.mean() == pytest.approx(0.9, abs=0.05)
 
 
 def test_spread_is_conformal_over_lineages() -> None:

@@ -106,6 +106,7 @@ def make_zoo(
         items=pd.DataFrame(
             rows["items"], columns=["model", "benchmark", "condition", "correct", "confidence", "entropy"]
         ),
+        replies=_replies(rows["items"], dict(zip(names, chance, strict=True)), seed),
         answers=pd.DataFrame(
             rows["answers"],
             columns=[
@@ -124,6 +125,20 @@ def make_zoo(
         profiles=pd.DataFrame(rows["profiles"]),
         causal=pd.DataFrame(rows["causal"]),
     )
+
+
+def _replies(items, chance, seed) -> pd.DataFrame:
+    """Answers that fit the correctness: the key, or one of the wrong ones."""
+    random = np.random.default_rng(seed + 1)
+    rows = []
+    for model, benchmark, condition, right, *_ in items:
+        if condition != "temperature":
+            k = round(1 / chance[benchmark])
+            key = np.arange(len(right)) % k
+            rows.append(
+                (model, benchmark, condition, np.where(right, key, (key + random.integers(1, k, len(key))) % k))
+            )
+    return pd.DataFrame(rows, columns=["model", "benchmark", "condition", "answer"])
 
 
 def _measure(rows, random, model, name, ability, chance, sharp, hot, corrupted) -> None:

@@ -215,7 +215,7 @@ class CheckpointMeter:
     def _tables(self, clean: dict[str, _Record], harder: dict[str, _Record]) -> ZooTables:
         name = str(self._facts["name"])
         temperature = self._facts.get("hidden_temperature")
-        items, told, profiles, causal = [], [], [], []
+        items, replies, told, profiles, causal = [], [], [], [], []
         scores: dict[str, list[dict[str, Any]]] = {"clean": [], "corrupted": []}
         benchmarks = [
             {
@@ -240,7 +240,8 @@ class CheckpointMeter:
                     items.append(
                         row | {"correct": correct.numpy(), "confidence": confidence.numpy(), "entropy": entropy.numpy()}
                     )
-                    if condition in scores:
+                    if condition in scores:  # another temperature changes neither answers nor scores
+                        replies.append(row | {"answer": logits.argmax(-1).short().numpy()})
                         scores[condition].append(_score(name, task, correct))
                 others = (record.joined("swapped") / divisor, record.joined("blanked") / divisor)
                 n = len(others[0])
@@ -259,6 +260,7 @@ class CheckpointMeter:
             scores=pd.DataFrame(scores["clean"]),
             scores_corrupted=pd.DataFrame(scores["corrupted"]),
             items=pd.DataFrame(items),
+            replies=pd.DataFrame(replies),
             answers=pd.DataFrame(told),
             profiles=pd.concat(profiles, ignore_index=True),
             causal=pd.DataFrame(causal),

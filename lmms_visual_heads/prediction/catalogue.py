@@ -1,13 +1,14 @@
 """The methods that the study judges, in one list: their names are the words of the reports.
 
-Fixed before the zoo's scores were looked at.
+Linear methods were fixed before the zoo's scores were looked at; forests, agreement and how labels are trusted were chosen on the
+development zoo, each before the trainings that judge it.
 """
 
 from __future__ import annotations
 
-from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawConfidence
+from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawAgreement, RawConfidence
 from lmms_visual_heads.prediction.methods_adaptive import LabelsCorrectAnswers
-from lmms_visual_heads.prediction.methods_forest import Forest
+from lmms_visual_heads.prediction.methods_forest import Forest, TwoViews
 from lmms_visual_heads.prediction.methods_labelled import Direct, ItemResponseScoring, LabelledRegression
 from lmms_visual_heads.prediction.methods_process import NextCheckpoint, Process
 from lmms_visual_heads.schema import PROMPT_COUNTS
@@ -17,8 +18,8 @@ FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.informatio
 
 CHEAP = ("metadata", "loss", "probe_accuracy")
 
-BEST_LABEL_FREE = "own answers, forest"
-BEST_LABELLED = "labels correcting answers"
+BEST_LABEL_FREE = "answers + agreement, two views"
+BEST_LABELLED = "labels correcting answers + agreement"
 """The two methods that targets and lock-box are about; chosen on the development zoo."""
 
 LABEL_FREE: tuple[Method, ...] = (
@@ -27,6 +28,7 @@ LABEL_FREE: tuple[Method, ...] = (
     Features("training loss", ("loss",)),
     Features("probe accuracy", ("probe_accuracy",)),
     RawConfidence(),
+    RawAgreement(),
     BestOther(),
     Features("probe heads", ("probe_heads",)),
     Features("probe causal heads", ("probe_causal",)),
@@ -54,8 +56,9 @@ LABELLED: tuple[Method, ...] = (
     ItemResponseScoring(),
     LabelledRegression("labels in a regression", with_answers=False, items=False),
     LabelledRegression("labels + answers in a regression"),
-    LabelsCorrectAnswers(BEST_LABELLED),
-    LabelsCorrectAnswers(f"{BEST_LABELLED} + own heads", extra=("own_heads",)),
+    LabelsCorrectAnswers("labels correcting answers"),
+    LabelsCorrectAnswers(BEST_LABELLED, agreement=True),
+    LabelsCorrectAnswers(f"{BEST_LABELLED} + own heads", extra=("own_heads",), agreement=True),
 )
 
 
@@ -79,9 +82,15 @@ FORESTS: tuple[Method, ...] = (
     Forest("own heads, forest", ("own_heads",)),
     Forest("own causal heads, forest", ("own_causal",)),
     Forest("own answers, one pass, forest", FREE, FEW_COUNTS),
-    Forest(BEST_LABEL_FREE, ("own_answers",), FEW_COUNTS),
+    Forest("own answers, forest", ("own_answers",), FEW_COUNTS),
     Forest("own answers + own heads, forest", ("own_answers", "own_heads")),
     Forest("own answers + own causal heads, forest", ("own_answers", "own_causal")),
+    Forest("agreement, forest", (), PROMPT_COUNTS, agreement=True),
+    Forest("answers + agreement, forest", FREE, PROMPT_COUNTS, agreement=True),
+    TwoViews(BEST_LABEL_FREE, FREE, PROMPT_COUNTS),
+    Forest("own answers + agreement, forest", ("own_answers",), agreement=True),
+    Forest("answers + agreement + own heads, forest", (*FREE, "own_heads"), agreement=True),
+    Forest("answers + agreement + own causal heads, forest", (*FREE, "own_causal"), agreement=True),
     Forest("cheap + probe heads, forest", (*CHEAP, "probe_heads")),
     Forest("everything without labels, forest", (*CHEAP, "own_answers", "own_heads", "own_causal", "probe_heads")),
 )
@@ -100,7 +109,8 @@ WATCHED: tuple[Method, ...] = (
 def methods_of(setting: str) -> tuple[Method, ...]:
     """The methods that are judged in a setting."""
     if setting == "new_benchmark":
-        return (*LABEL_FREE, Forest(BEST_LABEL_FREE, ("own_answers",)), Direct())
+        forests = [method for method in FORESTS if method.name in ("own answers, forest", BEST_LABEL_FREE)]
+        return (*LABEL_FREE, *forests, Direct())
     if setting == "known_training":
         return (*LABEL_FREE, *FORESTS, *PROCESSES, *WATCHED, Direct(), LABELLED[1])
     return (*LABEL_FREE, *FORESTS, *PROCESSES, *LABELLED)

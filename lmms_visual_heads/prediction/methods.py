@@ -7,7 +7,7 @@ Shapes: T test checkpoints, B benchmarks, D target benchmarks, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.special import expit
 
+from lmms_visual_heads.prediction.agreement import agreement_table
 from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
 from lmms_visual_heads.prediction.pooled import PooledRidge
 from lmms_visual_heads.prediction.standardising import lineage_weights
@@ -80,6 +81,31 @@ class Training:
         """Logits of the known scores, [n, B]; NaN where not known."""
         y = to_logit(self.data.points["clean"][self.models], self.data.n_items)
         return np.where(self.scored, y, np.nan)
+
+    def agreement(self, condition: str, prompts: Sequence[Indices | slice], key: Any) -> Array:
+        """`agreement_table` of all M checkpoints with the training checkpoints, [M, B]; made once per condition and `key`.
+
+        Nothing but what is asked changes under a condition: the voters are those who answered clean pictures, and so did they.
+        """
+
+        def make() -> Array:
+            data = self.data
+            if condition not in data.replies:
+                return np.full((len(data.models), len(data.benchmarks)), np.nan)
+            said = [clean.copy() for clean in data.replies["clean"]]
+            asked = np.setdiff1d(np.arange(len(data.models)), self.models)
+            for here, changed in zip(said, data.replies[condition], strict=True):
+                here[asked] = changed[asked]
+            points = np.where(self.scored, data.points["clean"][self.models], np.nan)
+            return agreement_table(said, self.models, points, data.chance, data.n_items, data.lineages, prompts)
+
+        table: Array = self.remember(("agreement", condition, key), make)
+        return table
+
+    def agreement_on_drawn(self, condition: str, budget: Budget) -> Array:
+        """`agreement` on the items that the budget draws."""
+        drawn = self.data.chosen(condition, budget.items, int(budget.passes))
+        return self.agreement(condition, drawn, (budget.draw, int(budget.passes)))
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once per key."""
@@ -278,17 +304,28 @@ class RawConfidence:
         data = training.data
         if test.condition not in data.items:
             return None
-        z = self._logits(data, test.condition, budget)
+        z = self._logits(training, test.condition, budget)
+        if not np.isfinite(z[test.models]).any():
+            return None
         known = training.logits()
-        residuals = known - self._logits(data, "clean", budget)[training.models]
+        residuals = known - self._logits(training, "clean", budget)[training.models]
         spread = Spread.of(residuals[:, training.scored], training.groups)
         half = np.full((len(test.models), len(test.targets)), spread.quantile * spread.pooled)
         return Forecast(*around(z[np.ix_(test.models, test.targets)], half), budget.passes)
 
-    @staticmethod
-    def _logits(data: ZooData, condition: str, budget: Budget) -> Array:
-        confidence = data.drawn(condition, budget.items, budget.draw, int(budget.passes))[:, :, 1]
+    def _logits(self, training: Training, condition: str, budget: Budget) -> Array:
+        confidence = training.data.drawn(condition, budget.items, budget.draw, int(budget.passes))[:, :, 1]
         return to_logit(100.0 * confidence, 2000.0)
+
+
+@dataclass(frozen=True)
+class RawAgreement(RawConfidence):
+    """The agreement with the references' answers on F own prompts, nothing fitted but the interval."""
+
+    name: str = "raw agreement"
+
+    def _logits(self, training: Training, condition: str, budget: Budget) -> Array:
+        return to_logit(100.0 * training.agreement_on_drawn(condition, budget), 2000.0)
 
 
 @dataclass(frozen=True)

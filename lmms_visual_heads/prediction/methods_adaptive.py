@@ -45,17 +45,19 @@ LEAST_MASS = 0.03
 
 _LEVELS = np.linspace(-3.0, 3.0, 21)
 _LEAST_CELL_MASS = 0.01
-_LEAST_SPREAD = 0.02
 _EM_STEPS = 6
 
 
 class Balance(NamedTuple):
-    """Variances in units of m (1 - m).
+    """How labels and expectation weigh against each other.
 
     Attributes
     ----------
-    own, shared, noise, rest : float
-        A benchmark's own miscalibration, the part that benchmarks share, the labels' noise, and what labels cannot mend.
+    own, shared : float
+        Variance of a benchmark's own miscalibration, and of the part that benchmarks share, in units of the squared error that
+        the regression expects of itself there.
+    noise, rest : float
+        The labels' noise, and what labels cannot mend, in units of p (1 - p).
     models, cells : array [K], [L]
         Prior of the sizes.
     quantile : float
@@ -89,12 +91,15 @@ class LabelsCorrectAnswers:
     name : str
     extra : tuple of str
         Further declared features for the expectation, such as "own_heads".
+    agreement : bool
+        Whether agreement with the references' answers on the drawn items enters, too.
     items : bool
         Take out how easy the drawn items are, by the item response model of the reference lineages.
     """
 
     name: str
     extra: tuple[str, ...] = ()
+    agreement: bool = False
     items: bool = True
     uses_items: bool = True
 
@@ -107,24 +112,34 @@ class LabelsCorrectAnswers:
             return None
 
         def make() -> tuple[PooledForest, Balance]:
-            x = self._rows(data, "clean", budget, training.models)
+            x = self._rows(training, "clean", budget, training.models)
             points = data.points["clean"][training.models]
             model = PooledForest().fit(x, points, training.groups)
-            expected = np.clip(points - model.residuals_, 0.0, 100.0) / 100.0
-            share = self._shares(training, "clean", budget, training.models)
-            return model, learn_balance(points / 100.0, expected, share, training.groups, training.final)
+            cells = Cells(
+                np.clip((points - model.residuals_) / 100.0, 0.0, 1.0),
+                model.spread_ / 100.0,
+                self._shares(training, "clean", budget, training.models),
+                budget.passes,
+            )
+            return model, learn_balance(points / 100.0, cells, training.groups, training.final)
 
         model, balance = training.remember((self.name, budget.passes, budget.draw), make)
-        expected = model.predict(self._rows(data, test.condition, budget, test.models))[0] / 100.0
+        expected, far = model.predict(self._rows(training, test.condition, budget, test.models))
         share = self._shares(training, test.condition, budget, test.models)
-        mean, std = corrected(expected, share, balance)
+        mean, std = corrected(Cells(expected / 100.0, far / 100.0, share, budget.passes), balance)
         half = balance.quantile * std
         limits = [100.0 * np.clip(values[:, test.targets], 0.0, 1.0) for values in (mean, mean - half, mean + half)]
         return Forecast(limits[0], limits[1], limits[2], budget.passes)
 
-    def _rows(self, data: ZooData, condition: str, budget: Budget, models: Indices) -> Array:
+    def _rows(self, training: Training, condition: str, budget: Budget, models: Indices) -> Array:
+        """What the drawn items say unlabelled, and the labels of the same generator's other benchmarks."""
+        data = training.data
         means = data.drawn(condition, budget.items, budget.draw, int(budget.passes))[models]
-        x = np.stack([to_logit(100.0 * means[:, :, 1], 2000.0), means[:, :, 2]], axis=2)
+        said = [to_logit(100.0 * means[:, :, 1], 2000.0), *(means[:, :, column] for column in (2, 3, 4))]
+        x = np.stack([*said, _of_relatives(means[:, :, 0], data.generators)], axis=2)
+        if self.agreement:
+            agreed = training.agreement_on_drawn(condition, budget)[models]
+            x = np.concatenate([x, agreed[:, :, None]], axis=2)
         if self.extra:
             x = np.concatenate([x, data.evidence(256, condition).stack(self.extra)[0][models]], axis=2)
         return x
@@ -144,66 +159,99 @@ class LabelsCorrectAnswers:
         return out
 
 
-def learn_balance(
-    score: Array, expected: Array, share: Array, groups: npt.NDArray[np.str_], final: npt.NDArray[np.bool_]
-) -> Balance:
+def _of_relatives(share: Array, generators: npt.NDArray[np.str_]) -> Array:
+    """Mean share of right answers on the other benchmarks of the same generator, [T, B]; missing where there is none."""
+    others = (generators[:, None] == generators) & ~np.eye(len(generators), dtype=bool)
+    there = np.isfinite(share)
+    count = there.astype(float) @ others
+    total = np.where(there, share, 0.0) @ others
+    return np.divide(total, count, out=np.full(share.shape, np.nan), where=count > 0)
+
+
+class Cells(NamedTuple):
+    """Expectation, its standard deviation, and share of right answers on the drawn items, each [T, B], 0..1; items per cell."""
+
+    expected: Array
+    far: Array
+    share: Array
+    n: float
+
+    @property
+    def unit(self) -> Array:
+        """p (1 - p) of the score, from labels and a little of the expectation; never 0, because nobody is that sure."""
+        p = (self.n * self.share + 2.0 * self.expected) / (self.n + 2.0)
+        return np.asarray(np.maximum(p * (1.0 - p), 0.25 / (self.n + 2.0)))
+
+
+def learn_balance(score: Array, cells: Cells, groups: npt.NDArray[np.str_], final: npt.NDArray[np.bool_]) -> Balance:
     """Sizes of miscalibration and noise from reference lineages.
 
     Parameters
     ----------
-    score, expected, share : array [n, B]
-        Actual score, expectation by a regression that did not see the lineage, labels' share; 0..1, NaN where missing.
+    score : array [n, B]
+        Actual scores, 0..1, NaN where missing.
+    cells : Cells
+        With expectations by a regression that did not see the lineage.
     groups : array [n]
     final : bool array [n]
         Checkpoints on which the intervals are calibrated.
+
+    Notes
+    -----
+    With e the miscalibration, u the luck that both share and v the labels' own noise, score = m - e - u up to sign: the products
+    of the three differences have means var(e), var(v) and var(u).
     """
-    root = np.sqrt(np.maximum(expected * (1 - expected), _LEAST_SPREAD))
-    a, t = (score - expected) / root, (share - expected) / root
-    there = np.isfinite(a) & np.isfinite(t)
+    off, seen, luck = score - cells.expected, cells.share - cells.expected, cells.share - score
+    there = np.isfinite(off) & np.isfinite(seen)
     weights = np.where(there, lineage_weights(groups)[:, None], 0.0)
-    a, t = np.where(there, a, 0.0), np.where(there, t, 0.0)
 
     def average(values: Array) -> float:
-        return float((weights * values).sum() / max(weights.sum(), 1e-300))
+        return float((weights * np.where(there, values, 0.0)).sum() / max(weights.sum(), 1e-300))
 
-    own = max(average(a * t), 1e-5)
-    noise = max(average(t * t) - own, 1e-4)
-    rest = max(average(a * a) - own, 1e-6)
-    pairs = (a.sum(axis=1) ** 2 - (a**2).sum(axis=1)) / np.maximum(there.sum(axis=1) * (there.sum(axis=1) - 1), 1)
+    own = max(average(off * seen / cells.far**2), 0.02)
+    noise = max(average(seen * luck) / average(cells.unit), 0.1 / cells.n)
+    rest = max(average(-off * luck) / average(cells.unit), 1e-5)
+    scaled = np.where(there, off / cells.far, 0.0)
+    pairs = (scaled.sum(axis=1) ** 2 - (scaled**2).sum(axis=1)) / np.maximum(
+        there.sum(axis=1) * (there.sum(axis=1) - 1), 1
+    )
     of_lineage = lineage_weights(groups)
     shared = float(np.clip(np.average(pairs, weights=of_lineage), 0.02 * own, 0.9 * own))
-    k, cells = len(MODEL_SIZES), len(CELL_SIZES)
-    balance = Balance(own - shared, shared, noise, rest, np.full(k, 1 / k), np.full(cells, 1 / cells))
-    known = np.where(there, t, np.nan)
+    k, c = len(MODEL_SIZES), len(CELL_SIZES)
+    balance = Balance(own - shared, shared, noise, rest, np.full(k, 1 / k), np.full(c, 1 / c))
+    known = cells._replace(share=np.where(there, cells.share, np.nan))
     for _ in range(_EM_STEPS):
         belief = posterior(known, balance)
         models = np.average(belief.models, axis=0, weights=of_lineage)
         within = (weights[:, :, None] * belief.cells).sum(axis=(0, 1)) / max(weights.sum(), 1e-300)
         balance = balance._replace(models=_at_least(models, LEAST_MASS), cells=_at_least(within, _LEAST_CELL_MASS))
-    mean, std = corrected(expected, share, balance)
-    off = np.abs(score - mean) / std
-    keep = there & final[:, None] if final.sum() >= 3 else there
+    mean, std = corrected(cells, balance)
+    sizes = np.abs(score - mean) / std
+    judged = final if final.sum() >= 3 else np.ones_like(final)
+    keep = there & judged[:, None]
     w = np.where(keep, weights, 0.0)
     n_lineages = len(np.unique(groups))
     mass = w[keep] / w[keep].sum() * n_lineages / (n_lineages + 1)
-    return balance._replace(quantile=upper_quantile(off[keep], mass, LEVEL))
+    return balance._replace(quantile=upper_quantile(sizes[keep], mass, LEVEL))
 
 
-def corrected(expected: Array, share: Array, balance: Balance) -> tuple[Array, Array]:
+def corrected(cells: Cells, balance: Balance) -> tuple[Array, Array]:
     """Posterior mean and standard deviation of the scores, each [T, B], 0..1."""
-    root = np.sqrt(np.maximum(expected * (1 - expected), _LEAST_SPREAD))
-    belief = posterior((share - expected) / root, balance)
-    return expected + root * belief.mean, root * np.sqrt(belief.variance + balance.rest)
+    belief = posterior(cells, balance)
+    mean = cells.expected + cells.far * belief.mean
+    return mean, np.sqrt(cells.far**2 * belief.variance + balance.rest * cells.unit + 1e-6)
 
 
-def posterior(t: Array, balance: Balance) -> Posterior:
-    """What the labels' standardised distances t = (y - m) / sqrt(m (1 - m)), [T, B], say; NaN where there is no label."""
+def posterior(cells: Cells, balance: Balance) -> Posterior:
+    """What the labels say about the miscalibration, in units of `cells.far`; a share may be missing."""
+    t = (cells.share - cells.expected) / cells.far
+    noise = (balance.noise * np.where(np.isfinite(t), cells.unit, 1.0) / cells.far**2)[:, None, None, None, :]
     there = np.isfinite(t)[:, None, None, None, :]
     seen = np.where(np.isfinite(t), t, 0.0)[:, None, None, None, :]
     size = MODEL_SIZES[:, None, None, None]
     level = np.sqrt(size * balance.shared) * _LEVELS[:, None, None]
     own = size * CELL_SIZES[:, None] * balance.own
-    total = own + balance.noise
+    total = own + noise
     # [T, K, G, L, B]
     logs = np.where(there, -0.5 * ((seen - level) ** 2 / total + np.log(total)), 0.0) + np.log(balance.cells)[:, None]
     top = logs.max(axis=3, keepdims=True)
@@ -220,8 +268,8 @@ def posterior(t: Array, balance: Balance) -> Posterior:
     weight = joint[:, :, :, None, None] * share
     first = (weight * mean).sum(axis=(1, 2, 3))
     second = (weight * (mean**2 + spread)).sum(axis=(1, 2, 3))
-    cells = np.moveaxis(weight.sum(axis=(1, 2)), 1, 2)
-    return Posterior(first, np.maximum(second - first**2, 0.0), joint.sum(axis=2), cells)
+    sizes = np.moveaxis(weight.sum(axis=(1, 2)), 1, 2)
+    return Posterior(first, np.maximum(second - first**2, 0.0), joint.sum(axis=2), sizes)
 
 
 def _at_least(mass: Array, least: float) -> Array:

@@ -6,8 +6,10 @@ Shapes: T test checkpoints, B benchmarks, D targets. Units: points.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
@@ -28,11 +30,14 @@ class Forest:
         As for `Features`.
     counts : tuple of int
         Numbers of prompts at which answer statistics are judged.
+    agreement : bool
+        Whether agreement with the references' answers on the same prompts is a feature, too; it costs no further pass.
     """
 
     name: str
     wanted: tuple[str, ...]
     counts: tuple[int, ...] = (256,)
+    agreement: bool = False
     uses_items: bool = False
 
     @property
@@ -40,12 +45,26 @@ class Forest:
         return Features(self.name, self.wanted, self.counts)
 
     def budgets(self, data: ZooData) -> tuple[float, ...]:
-        return self._features.budgets(data)
+        if self.agreement and not data.replies:
+            return ()
+        return tuple(self._cost(data, count) for count in self.counts)
+
+    def _cost(self, data: ZooData, count: int) -> float:
+        """Forward passes per benchmark; agreement is about the prompts whose answers are at hand anyway."""
+        alone = self.agreement and not any(entry.startswith("own_") for entry in self.wanted)
+        return self._features.cost(data, count) + (count if alone else 0)
 
     def predict(self, training: Training, test: Test, budget: Budget) -> Forecast | None:
-        data, features = training.data, self._features
-        count = next((c for c in self.counts if abs(features.cost(data, c) - budget.passes) < 1e-6), self.counts[-1])
-        x = features.rows(data, test.condition, count)[test.models]
+        view = self.view(training, test, budget)
+        return None if view is None else _forecast(view.mean, view.factor * view.spread, budget)
+
+    def view(self, training: Training, test: Test, budget: Budget) -> View | None:
+        """Prediction and expected error at the targets; None where nothing was measured."""
+        data = training.data
+        count = next((c for c in self.counts if abs(self._cost(data, c) - budget.passes) < 1e-6), self.counts[-1])
+        if self.agreement and test.condition not in data.replies:
+            return None
+        x = self._rows(training, test.condition, count)[test.models]
         if not np.isfinite(x).any():
             return None
         blocks = training.blocks(test)
@@ -53,28 +72,114 @@ class Forest:
         def make() -> tuple[PooledForest, float]:
             known = np.where(training.scored, data.points["clean"][training.models], np.nan)
             forest = PooledForest(per_benchmark=training.sees_all)
-            forest.fit(features.rows(data, "clean", count)[training.models], known, blocks)
+            forest.fit(self._rows(training, "clean", count)[training.models], known, blocks)
             return forest, factor(forest, training)
 
-        key = ("forest", self.wanted, count if any(w.startswith("own_answers") for w in self.wanted) else 0)
+        key = ("forest", self.wanted, self.agreement, count if self._counts_prompts else 0)
         forest, wide = training.remember(key, make)
         mean, spread = (values[:, test.targets] for values in forest.predict(x))
-        low, high = (np.clip(mean + sign * wide * spread, 0.0, 100.0) for sign in (-1, 1))
-        return Forecast(mean, low, high, budget.passes)
+        return View(mean, spread, wide, forest)
+
+    @property
+    def _counts_prompts(self) -> bool:
+        return self.agreement or any(entry.startswith("own_answers") for entry in self.wanted)
+
+    def _rows(self, training: Training, condition: str, count: int) -> Array:
+        x = self._features.rows(training.data, condition, count)
+        if not self.agreement:
+            return x
+        agreed = training.agreement(condition, [slice(count)] * len(training.data.benchmarks), count)
+        return np.concatenate([x, agreed[:, :, None]], axis=2)
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """A forest on answers and agreement, checked by one on agreement alone.
+
+    Why: a temperature nobody told of moves every confidence and no answer. Where the two views differ by more than they usually do
+    on references that neither has seen, confidence is trusted less by the square of the excess, and the interval widens by it.
+
+    Attributes
+    ----------
+    name : str
+    wanted : tuple of str
+        Features of the first view beside agreement; see `Features`.
+    counts : tuple of int
+        Numbers of prompts at which it is judged.
+    """
+
+    name: str
+    wanted: tuple[str, ...]
+    counts: tuple[int, ...] = (256,)
+    uses_items: bool = False
+
+    def budgets(self, data: ZooData) -> tuple[float, ...]:
+        return self._first.budgets(data)
+
+    def predict(self, training: Training, test: Test, budget: Budget) -> Forecast | None:
+        first, second = self._first.view(training, test, budget), self._second.view(training, test, budget)
+        if first is None or second is None:
+            return None
+        apart = np.abs(first.mean - second.mean) / first.spread
+        excess = np.maximum(apart / max(usual_gap(first.forest, second.forest, training), 1e-3), 1.0)
+        trust = excess**-2
+        mean = trust * first.mean + (1.0 - trust) * second.mean
+        return _forecast(mean, first.factor * first.spread * excess, budget)
+
+    @property
+    def _first(self) -> Forest:
+        return Forest(self.name, self.wanted, self.counts, agreement=True)
+
+    @property
+    def _second(self) -> Forest:
+        return Forest(self.name, (), self.counts, agreement=True)
+
+
+class View(NamedTuple):
+    """A forest's prediction and expected error [T, D], the factor that makes intervals of them, and the forest."""
+
+    mean: Array
+    spread: Array
+    factor: float
+    forest: PooledForest
+
+
+def _forecast(mean: Array, half: Array, budget: Budget) -> Forecast:
+    low, high = np.clip(mean - half, 0.0, 100.0), np.clip(mean + half, 0.0, 100.0)
+    return Forecast(mean, low, high, budget.passes)
+
+
+def usual_gap(first: PooledForest, second: PooledForest, training: Training) -> float:
+    """How far two forests' left-out predictions are apart on nine of ten scores, in units of the first one's expected error."""
+    judged = _judged(training)
+    gap = (np.abs(first.residuals_ - second.residuals_) / first.spread_)[judged]
+    there = np.isfinite(gap)
+    weights = np.where(there, lineage_weights(training.groups[judged])[:, None], 0.0)
+    return float(upper_quantile(gap[there], weights[there] / weights.sum(), LEVEL))
+
+
+def _judged(training: Training) -> npt.NDArray[np.bool_]:
+    """Final checkpoints of trainings that were not broken on purpose: what intervals speak about. All, where they are few."""
+    judged = training.final & (training.data.strata[training.models] != "broken")
+    return judged if judged.sum() >= 3 else np.ones_like(judged)
 
 
 def factor(forest: PooledForest, training: Training) -> float:
-    """Factor on expected errors that makes intervals cover: conformal over lineages (arXiv 2306.06342), final checkpoints only.
+    """Factor on expected errors that makes intervals cover: a quantile of left-out errors over final checkpoints.
 
-    With fewer than 15 lineages Student's t widens it.
+    Trainings that were broken on purpose are fitted on and not calibrated with: no interval speaks about them. From 15 lineages on
+    their errors are pooled as they are (arXiv 1809.07441, "pooling CDFs"), every lineage with the same weight; with fewer, one
+    lineage more that nobody has seen counts as infinitely far off (arXiv 2306.06342), and Student's t widens.
     """
-    final = training.final if training.final.sum() >= 3 else np.ones_like(training.final)
-    sizes: Array = np.abs(forest.residuals_[final]) / forest.spread_[final]
+    judged = _judged(training)
+    sizes: Array = np.abs(forest.residuals_[judged]) / forest.spread_[judged]
     there = np.isfinite(sizes)
-    groups = training.groups[final]
+    groups = training.groups[judged]
     weights = np.where(there, lineage_weights(groups)[:, None], 0.0)
     n = len(np.unique(groups))
-    found = upper_quantile(sizes[there], weights[there] / weights.sum() * n / (n + 1), LEVEL)
-    if n < CERTIFIED_LINEAGES:
+    certified = n >= CERTIFIED_LINEAGES
+    mass = weights[there] / weights.sum()
+    found = upper_quantile(sizes[there], mass if certified else mass * n / (n + 1), LEVEL)
+    if not certified:
         found *= float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1)) / stats.norm.ppf((1 + LEVEL) / 2))
     return found

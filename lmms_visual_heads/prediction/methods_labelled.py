@@ -100,16 +100,9 @@ def _beta_prior(training: Training, benchmark: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class ItemResponseScoring:
-    """Item response model: posterior of the ability from F labelled items; with `prior`, from what the answers say, too.
-
-    Attributes
-    ----------
-    prior : Features or None
-        Its prediction, with its left-out spread, is the prior of the score; None: the training lineages' abilities.
-    """
+    """Item response model: posterior of the ability from F labelled items, beginning with the training lineages' abilities."""
 
     name: str = "item response model"
-    prior: Features | None = None
     uses_items: bool = True
 
     def budgets(self, data: ZooData) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
 """The protocol's trials: every method in every setting, on lineages that were left out of everything.
 
 Settings: `new_lineage` (nothing of the lineage is known), `known_training` (its earlier checkpoints are scored), `new_benchmark`
-(lineage and benchmark left out), `shift_temperature` and `shift_corrupted` (fitted on clean, tested on the changed).
+(lineage and benchmark left out), `shift_temperature` and `shift_corrupted` (fitted on clean, tested on the changed),
+`shift_stronger` (fitted on the weaker half of the lineages, tested on the best quarter).
 The unit is the lineage; folds are groups of lineages. Units: points.
 """
 
@@ -18,7 +19,7 @@ import pandas as pd
 from lmms_visual_heads.prediction.methods import Budget, Indices, Method, Test, Training
 from lmms_visual_heads.prediction.zoo_data import ZooData
 
-SETTINGS = ("new_lineage", "known_training", "new_benchmark", "shift_temperature", "shift_corrupted")
+SETTINGS = ("new_lineage", "known_training", "new_benchmark", "shift_temperature", "shift_corrupted", "shift_stronger")
 
 TRIAL_COLUMNS = (
     "setting", "method", "passes", "cost", "draw", "model", "lineage", "stratum", "benchmark", "counting",
@@ -84,6 +85,12 @@ def situations(data: ZooData, protocol: Protocol, out: Sequence[str]) -> Iterato
     for setting in protocol.settings:
         if setting == "new_lineage":
             yield Situation(setting, clean, Test(np.flatnonzero(tested), every))
+        elif setting == "shift_stronger":
+            rank = strength(data)
+            there = left & data.primary & (rank >= 0.75)
+            weaker = Training(data, np.flatnonzero(~left & (rank < 0.5)), scored)
+            if there.any() and weaker.n_lineages >= 3:
+                yield Situation(setting, weaker, Test(np.flatnonzero(there), every))
         elif setting.startswith("shift_"):
             condition = setting.removeprefix("shift_")
             there = left & data.final & np.isfinite(data.points[condition]).any(axis=1)
@@ -97,6 +104,14 @@ def situations(data: ZooData, protocol: Protocol, out: Sequence[str]) -> Iterato
                 hidden = data.twins == group
                 training = Training(data, np.flatnonzero(~left), ~hidden)
                 yield Situation(setting, training, Test(np.flatnonzero(left & data.final), np.flatnonzero(hidden)))
+
+
+def strength(data: ZooData) -> npt.NDArray[np.float64]:
+    """Rank of each checkpoint's lineage by the mean score of its final checkpoint, 0 the weakest to 1 the best, [M]."""
+    mean = np.nanmean(data.points["clean"], axis=1)
+    best = np.array([mean[(data.lineages == name) & data.final].max(initial=0.0) for name in data.groups])
+    rank = best.argsort().argsort() / max(len(best) - 1, 1)
+    return np.asarray(rank[np.searchsorted(data.groups, data.lineages)])
 
 
 def run_trials(

@@ -15,10 +15,14 @@ import pandas as pd
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features.evidence_table import EvidenceTable, evidence_table
+from lmms_visual_heads.prediction.agreement import NO_REPLY
 from lmms_visual_heads.prediction.leaks import merged_lineages, twin_benchmarks
 from lmms_visual_heads.tables.zoo import ZooTables
 
 Array = npt.NDArray[np.float64]
+
+SURE = 0.9
+"""Confidence above which an item counts as sure."""
 
 REPEAT_SUFFIX = "-repeat"
 """Ending of the name of a lineage that repeats another one from scratch."""
@@ -36,6 +40,8 @@ class ZooData:
     steps : array [M]
         Share of the training that lies behind the checkpoint, 0..1.
     benchmarks : tuple of str
+    generators : array [B]
+        What draws the pictures.
     counting : bool array [B]
     chance, n_items : array [B]
     twins : array [B]
@@ -44,6 +50,8 @@ class ZooData:
         Condition -> array [M, B], NaN where not scored. At another temperature the answers are the same.
     items : dict
         Condition -> per benchmark (correct, confidence, entropy), each [M, n]; NaN rows where not measured.
+    replies : dict
+        Condition -> per benchmark the answers, int [M, n]; `agreement.NO_REPLY` where not measured.
     tables : ZooTables
     notes : tuple of str
     """
@@ -54,12 +62,14 @@ class ZooData:
     final: npt.NDArray[np.bool_]
     steps: Array
     benchmarks: tuple[str, ...]
+    generators: npt.NDArray[np.str_]
     counting: npt.NDArray[np.bool_]
     chance: Array
     n_items: Array
     twins: npt.NDArray[np.int64]
     points: Mapping[str, Array]
     items: Mapping[str, list[tuple[npt.NDArray[np.float32], ...]]]
+    replies: Mapping[str, list[npt.NDArray[np.int16]]]
     tables: ZooTables
     notes: tuple[str, ...] = ()
     _cache: dict[tuple[str, int, int], EvidenceTable] = field(default_factory=dict, repr=False, compare=False)
@@ -73,15 +83,26 @@ class ZooData:
             self._cache[key] = evidence_table(self.tables, n_prompts, condition, half, same[0] if same else None)
         return self._cache[key]
 
+    def chosen(self, condition: str, order: list[npt.NDArray[np.intp]], passes: int) -> list[npt.NDArray[np.intp]]:
+        """Per benchmark the first `passes` items of an order; under corrupted images fewer items were asked."""
+        sizes = [tables[0].shape[1] for tables in self.items[condition]]
+        return [positions[positions < size][:passes] for positions, size in zip(order, sizes, strict=True)]
+
     def drawn(self, condition: str, order: list[npt.NDArray[np.intp]], draw: int, passes: int) -> Array:
-        """Means over the first `passes` items of a draw: correctness, confidence, entropy, [M, B, 3]; made once per draw."""
+        """What the first `passes` items of a draw show, [M, B, 5]; made once per draw.
+
+        Means of correctness, confidence and entropy, share of sure items, standard deviation of the confidence.
+        """
         key = (condition, draw, passes)
         if key not in self._drawn:
-            means = np.full((len(self.models), len(self.benchmarks), 3), np.nan)
-            for b, (tables, positions) in enumerate(zip(self.items[condition], order, strict=True)):
-                chosen = positions[positions < tables[0].shape[1]][:passes]
+            means = np.full((len(self.models), len(self.benchmarks), 5), np.nan)
+            drawn = self.chosen(condition, order, passes)
+            for b, (tables, chosen) in enumerate(zip(self.items[condition], drawn, strict=True)):
                 for kind, table in enumerate(tables):
                     means[:, b, kind] = table[:, chosen].mean(axis=1, dtype=np.float64)
+                sure = tables[1][:, chosen].astype(np.float64)
+                means[:, b, 3] = np.where(np.isfinite(sure).all(axis=1), (sure > SURE).mean(axis=1), np.nan)
+                means[:, b, 4] = sure.std(axis=1)
             self._drawn[key] = means
         return self._drawn[key]
 
@@ -135,6 +156,7 @@ def zoo_data(tables: ZooTables) -> ZooData:
     if not names:
         raise VisualHeadsError("A study needs a benchmark whose scores differ; none does. Measure other benchmarks.")
     items = {condition: _items(tables, condition, models, names) for condition in ("clean", "temperature", "corrupted")}
+    said = _replies(tables, "clean", models, names)
     lineages, merged = merged_lineages(checkpoints["lineage"].to_numpy(dtype=str), models, points, items["clean"])
     twins, doubled = twin_benchmarks(points, names)
     if len(set(lineages.tolist())) < 3:
@@ -152,12 +174,16 @@ def zoo_data(tables: ZooTables) -> ZooData:
         final=checkpoints["final"].to_numpy(dtype=bool),
         steps=(checkpoints["step"] / checkpoints["steps"]).to_numpy(dtype=float),
         benchmarks=names,
+        generators=frame["generator"].to_numpy(dtype=str),
         counting=frame["counting"].to_numpy(dtype=bool),
         chance=frame["chance"].to_numpy(dtype=float),
         n_items=frame["n_items"].to_numpy(dtype=float),
         twins=twins,
         points={"clean": points, "temperature": points, "corrupted": corrupted},
         items={condition: found for condition, found in items.items() if found is not None},
+        replies={"clean": said, "temperature": said, "corrupted": _corrupted(said, tables, models, names)}
+        if said
+        else {},
         tables=tables,
         notes=(*notes, *merged, *doubled),
     )
@@ -189,6 +215,33 @@ def _items(
                     array[at[row["model"]]] = row[column]
         found.append(arrays)
     return found
+
+
+def _replies(
+    tables: ZooTables, condition: str, models: npt.NDArray[np.str_], benchmarks: tuple[str, ...]
+) -> list[npt.NDArray[np.int16]]:
+    frame = tables.replies[tables.replies["condition"] == condition]
+    at = {name: position for position, name in enumerate(models)}
+    found = []
+    for name in benchmarks if len(frame) else ():
+        rows = frame[frame["benchmark"] == name]
+        said = np.full((len(models), len(rows["answer"].iloc[0]) if len(rows) else 0), NO_REPLY, dtype=np.int16)
+        for model, answer in zip(rows["model"], rows["answer"], strict=True):
+            said[at[model]] = answer
+        found.append(said)
+    return found
+
+
+def _corrupted(
+    clean: list[npt.NDArray[np.int16]], tables: ZooTables, models: npt.NDArray[np.str_], benchmarks: tuple[str, ...]
+) -> list[npt.NDArray[np.int16]]:
+    """Answers under corrupted images, [M, n] as the clean ones: fewer items were asked, so the rest is missing."""
+    out = []
+    for said, short in zip(clean, _replies(tables, "corrupted", models, benchmarks), strict=False):
+        held = np.full_like(said, NO_REPLY)
+        held[:, : short.shape[1]] = short
+        out.append(held)
+    return out
 
 
 def _only_benchmarks(tables: ZooTables, kept: set[str]) -> ZooTables:

@@ -5,9 +5,11 @@ The lock-box is opened with the committed list of features and methods only; the
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,15 @@ from lmms_visual_heads.tables.zoo import TABLES, ZooTables, read_zoo_tables
 FEATURES_FILE = "features.json"
 
 STRATA_METHODS = (
-    "mean", "training loss", "raw confidence", "own causal heads", "own answers, one pass", catalogue.BEST_LABEL_FREE,
+    "mean", "training loss", "raw confidence", "own causal heads", "own answers, forest", "raw agreement", catalogue.BEST_LABEL_FREE,
     "direct scoring, shrunk", catalogue.BEST_LABELLED,
 )  # fmt: skip
+
+METHOD_MODULES = (
+    "agreement.py", "intervals.py", "item_response.py", "leaks.py", "methods*.py", "pooled*.py", "standardising.py",
+    "trials.py", "zoo_data.py",
+)  # fmt: skip
+"""Modules of `prediction` that decide what a method predicts."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +68,22 @@ def declared_list() -> dict[str, Any]:
         "methods": methods,
         "primary": [catalogue.BEST_LABEL_FREE, catalogue.BEST_LABELLED],
     }
-    return {**content, "hash": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "hash": digest, "code": code_digest()}
+
+
+def code_digest() -> dict[str, str]:
+    """SHA-256 over the code that methods are made of, without comments and docstrings; by Python's version, whose trees differ."""
+    folder = Path(catalogue.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for name in METHOD_MODULES for path in folder.glob(name)):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]  # type: ignore[attr-defined]
+        digest.update(path.name.encode() + ast.dump(tree).encode())
+    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "hash": digest.hexdigest()}
 
 
 def freeze(path: str | os.PathLike[str]) -> Path:
@@ -68,8 +91,8 @@ def freeze(path: str | os.PathLike[str]) -> Path:
     return write_bytes(Path(path), (json.dumps(declared_list(), indent=1, sort_keys=True) + "\n").encode())
 
 
-def check_frozen(path: str | os.PathLike[str]) -> str:
-    """The committed hash, when it is the one of what would be used now.
+def check_frozen(path: str | os.PathLike[str]) -> list[str]:
+    """What a reader of the lock-box should know: nothing, or that the methods' code changed since the list was committed.
 
     Raises
     ------
@@ -93,7 +116,16 @@ def check_frozen(path: str | os.PathLike[str]) -> str:
             f"A lock-box is opened with the committed list only; {target} differs from what would be used now in "
             f"{', '.join(changed) or 'its hash'}. Go back to the committed version."
         )
-    return str(now["hash"])
+    code, new = committed.get("code"), now["code"]
+    if not isinstance(code, dict) or code.get("python") != new["python"]:
+        return [
+            "Whether the methods' code is that of the committed list could not be compared: it was hashed by another Python."
+        ]
+    if code.get("hash") != new["hash"]:
+        return [
+            "Features and settings are those of the committed list; the methods' code was changed since it was committed."
+        ]
+    return []
 
 
 def write_study(
@@ -127,13 +159,14 @@ def write_study(
     """
     protocol = protocol or Protocol()
     target = Path(out)
-    locked = None
+    locked, since = None, list[str]()
     if lockbox is not None:
-        check_frozen(FEATURES_FILE if frozen is None else frozen)
+        since = check_frozen(FEATURES_FILE if frozen is None else frozen)
         locked = read_zoo_tables(lockbox)
     tables = read_zoo_tables(folder)
     locked_trials, lock_notes = (None, ()) if locked is None else open_lock_box(tables, locked, protocol, progress)
     data = zoo_data(tables)
+    lock_notes = (*lock_notes, *since)
     trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"))
     frames = study_frames(tables, data, trials, locked_trials, lock_notes)
     _write(frames, target)

@@ -19,6 +19,7 @@ from lmms_visual_heads.report.svg import RC
 
 _FREE = "#8e3ea8"
 _HEADS = "#1b8a5a"
+_AGREED = "#b3541e"
 _LINES = (
     ("direct scoring", LIGHT["baseline"], "--", "direct scoring"),
     ("direct scoring, shrunk", LIGHT["muted"], "-", "direct scoring, shrunk"),
@@ -26,8 +27,9 @@ _LINES = (
     (BEST_LABELLED, LIGHT["predicted"], "-", BEST_LABELLED),
     ("raw confidence", _FREE, ":", "raw confidence"),
     ("own answers, one pass", _FREE, "-.", "own answers, one pass a prompt, linear"),
-    ("own answers, one pass, forest", _FREE, "-", "own answers, one pass a prompt, forest"),
-    (BEST_LABEL_FREE, _FREE, "--", "own answers, images swapped and blank, forest"),
+    ("own answers, one pass, forest", _FREE, "--", "own answers, one pass a prompt, forest"),
+    ("raw agreement", _AGREED, ":", "raw agreement with the references"),
+    (BEST_LABEL_FREE, _AGREED, "-", BEST_LABEL_FREE),
 )
 _POINTS = (
     ("own heads, forest", _HEADS, "o", "own heads, forest"),

@@ -16,7 +16,9 @@ from lmms_visual_heads.prediction.catalogue import BEST_LABEL_FREE, BEST_LABELLE
 from lmms_visual_heads.prediction.trial_frames import crossing, curve, passes_for
 from lmms_visual_heads.report.study_tables import SETTING_WORDS, ZOO
 
-PAGE_SETTINGS = ("new_lineage", "known_training", "new_benchmark", "shift_temperature", "shift_corrupted")
+PAGE_SETTINGS = (
+    "new_lineage", "known_training", "new_benchmark", "shift_temperature", "shift_corrupted", "shift_stronger",
+)  # fmt: skip
 
 _SHOWN: tuple[tuple[str, float | None], ...] = (
     ("mean", None), ("metadata", None), ("training loss", None), ("probe accuracy", None), ("cheap", None),
@@ -27,9 +29,12 @@ _SHOWN: tuple[tuple[str, float | None], ...] = (
     ("cheap + probe heads", None), ("cheap + own answers", None), ("everything without labels", None),
     ("training loss, forest", None), ("probe accuracy, forest", None), ("cheap, forest", None), ("probe heads, forest", None),
     ("own heads, forest", None), ("own causal heads, forest", None), ("own answers, one pass, forest", 16.0),
-    ("own answers, one pass, forest", 256.0), (BEST_LABEL_FREE, None), ("own answers + own heads, forest", None),
+    ("own answers, one pass, forest", 256.0), ("own answers, forest", None), ("own answers + own heads, forest", None),
     ("own answers + own causal heads, forest", None), ("cheap + probe heads, forest", None),
-    ("everything without labels, forest", None),
+    ("everything without labels, forest", None), ("raw agreement", 16.0), ("raw agreement", 256.0), ("agreement, forest", None),
+    ("answers + agreement, forest", None), (BEST_LABEL_FREE, 16.0), (BEST_LABEL_FREE, 64.0), (BEST_LABEL_FREE, 256.0),
+    ("own answers + agreement, forest", None), ("answers + agreement + own heads, forest", None),
+    ("answers + agreement + own causal heads, forest", None),
     ("last score", None), ("last score + training loss", None), ("last score + probe accuracy", None),
     ("last score + probe heads", None), ("last score + own heads", None), ("last score + own causal heads", None),
     ("last score + own answers", None),
@@ -130,16 +135,16 @@ def sentences(frames: StudyFrames) -> list[str]:
             continue
         error = float(free["error"].iloc[-1])
         needed = passes_for(direct, error)
-        cross = crossing(table, setting, "own answers, one pass, forest", "direct scoring, shrunk")
+        cross = crossing(table, setting, BEST_LABEL_FREE, "direct scoring, shrunk")
         first = (
-            f"{SETTING_WORDS[setting].capitalize()}, {ZOO}: the answers' own statistics ({BEST_LABEL_FREE}, no labels) err by "
-            f"{error:.1f} points; direct scoring needs {_passes(needed)} labelled items of each benchmark to do as well."
+            f"{SETTING_WORDS[setting].capitalize()}, {ZOO}: {BEST_LABEL_FREE} (no labels, {free['passes'].iloc[-1]:.0f} prompts) "
+            f"errs by {error:.1f} points; direct scoring needs {_passes(needed)} labelled items of each benchmark to do as well."
         )
         second = ""
         if np.isfinite(cross):
-            second = f" With one pass a prompt, scoring items is the better buy from {_passes(cross)} passes per benchmark on."
+            second = f" At equal cost, scoring items is the better buy from {_passes(cross)} passes per benchmark on."
         elif cross == np.inf:
-            second = " With one pass a prompt, scoring items is not the better buy anywhere up to 512 passes."
+            second = " At equal cost, scoring items is not the better buy anywhere up to 512 passes."
         said.append(first + second)
     for name in ("probe heads, forest", "own heads, forest", "own causal heads, forest", "all heads cut"):
         part = curve(table, "new_lineage", name)
@@ -172,8 +177,11 @@ _TOLD = {
     ("own answers + own causal heads", "own answers"), ("cheap + probe heads", "cheap"),
     ("last score + probe heads", "last score"), ("probe heads, process", "training loss, process"),
     ("probe heads, forest", "training loss, forest"), ("own causal heads, forest", "own heads, forest"),
-    (BEST_LABEL_FREE, "own causal heads, forest"), ("own answers + own heads, forest", BEST_LABEL_FREE),
-    ("own answers + own causal heads, forest", BEST_LABEL_FREE), ("cheap + probe heads, forest", "cheap, forest"),
+    ("own answers, forest", "own causal heads, forest"), ("own answers + own heads, forest", "own answers, forest"),
+    ("own answers + own causal heads, forest", "own answers, forest"), ("cheap + probe heads, forest", "cheap, forest"),
+    (BEST_LABEL_FREE, "own answers, forest"), (BEST_LABEL_FREE, "raw agreement (256 passes)"),
+    ("answers + agreement + own heads, forest", "answers + agreement, forest"),
+    ("answers + agreement + own causal heads, forest", "answers + agreement, forest"),
 }  # fmt: skip
 
 
@@ -240,8 +248,9 @@ def _passes_table(table: pd.DataFrame) -> str:
     pieces = []
     names = (
         "direct scoring", "direct scoring, shrunk", "item response model", "raw confidence", "own answers, one pass",
-        "own answers, one pass, forest",
-        "labels in a regression", "labels + answers in a regression", BEST_LABELLED, f"{BEST_LABELLED} + own heads",
+        "own answers, one pass, forest", "raw agreement", "agreement, forest", "answers + agreement, forest", BEST_LABEL_FREE,
+        "labels in a regression", "labels + answers in a regression",
+        "labels correcting answers", BEST_LABELLED, f"{BEST_LABELLED} + own heads",
     )  # fmt: skip
     counts = (8, 16, 32, 64, 128, 256, 512)
     for setting in PAGE_SETTINGS:
@@ -295,8 +304,8 @@ def _difference_table(found: pd.DataFrame) -> str:
 def _coverage_table(table: pd.DataFrame) -> str:
     rows = []
     shown: Sequence[tuple[str, float | None]] = (
-        ("mean", None), ("probe heads", None), ("own causal heads", None), ("raw confidence", 256.0), (BEST_LABEL_FREE, None),
-        ("direct scoring", 32.0), ("direct scoring, shrunk", 32.0), ("item response model", 32.0), (BEST_LABELLED, 16.0),
+        ("mean", None), ("probe heads", None), ("own causal heads", None), ("raw confidence", 256.0), ("own answers, forest", None),
+        ("raw agreement", 256.0), (BEST_LABEL_FREE, 16.0), (BEST_LABEL_FREE, None), ("direct scoring", 32.0), ("direct scoring, shrunk", 32.0), ("item response model", 32.0), (BEST_LABELLED, 16.0),
         (BEST_LABELLED, 32.0), (BEST_LABELLED, 128.0),
     )  # fmt: skip
     for method, passes in shown:

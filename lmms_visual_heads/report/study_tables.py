@@ -20,6 +20,7 @@ SETTING_WORDS = {
     "new_benchmark": "new benchmark",
     "shift_temperature": "shift: hidden temperature",
     "shift_corrupted": "shift: corrupted images",
+    "shift_stronger": "shift: better than the references",
     "lock_box_temperature": "lock-box, hidden temperature",
     "lock_box_corrupted": "lock-box, corrupted images",
 }
@@ -27,7 +28,8 @@ SETTING_WORDS = {
 _MEAN: Choice = ("mean", None)
 _ANSWERS: Choice = ("own answers", None)
 _CHEAP: Choice = ("cheap", None)
-_FOREST: Choice = (BEST_LABEL_FREE, None)
+_FOREST: Choice = ("own answers, forest", None)
+_AGREED: Choice = (BEST_LABEL_FREE, None)
 HEAD_PAIRS: tuple[tuple[Choice, Choice], ...] = (
     (("probe heads", None), _MEAN),
     (("probe heads", None), ("probe accuracy", None)),
@@ -61,6 +63,11 @@ HEAD_PAIRS: tuple[tuple[Choice, Choice], ...] = (
     (("own answers + own heads, forest", None), _FOREST),
     (("own answers + own causal heads, forest", None), _FOREST),
     (("cheap + probe heads, forest", None), ("cheap, forest", None)),
+    (_AGREED, _FOREST),
+    (_AGREED, ("raw agreement", 256.0)),
+    (_AGREED, ("own causal heads, forest", None)),
+    (("answers + agreement + own heads, forest", None), ("answers + agreement, forest", None)),
+    (("answers + agreement + own causal heads, forest", None), ("answers + agreement, forest", None)),
     (("last score + probe heads", None), ("last score", None)),
     (("last score + own heads", None), ("last score", None)),
     (("last score + own causal heads", None), ("last score", None)),
@@ -76,6 +83,7 @@ def label_pairs() -> tuple[tuple[Choice, Choice], ...]:
     pairs: list[tuple[Choice, Choice]] = []
     for passes in (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0):
         pairs.append(((BEST_LABELLED, passes), ("direct scoring, shrunk", passes)))
+        pairs.append(((BEST_LABELLED, passes), ("labels correcting answers", passes)))
         pairs.append(((f"{BEST_LABELLED} + own heads", passes), (BEST_LABELLED, passes)))
     return tuple(pairs)
 
@@ -110,10 +118,10 @@ def benchmark_table(trials: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFr
 
 
 def _largest(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rows of every method's largest budget; raw confidence at 256 passes, as the answers have it."""
+    """The rows of every method's largest budget; what is raw at 256 passes, as the answers have it."""
     most = trials.groupby("method", sort=False)["passes"].transform("max")
-    raw = (trials["method"] == "raw confidence") & (trials["passes"] == 256)
-    return trials[((trials["passes"] == most) & (trials["method"] != "raw confidence")) | raw]
+    raw = trials["method"].str.startswith("raw ")
+    return trials[((trials["passes"] == most) & ~raw) | (raw & (trials["passes"] == 256))]
 
 
 def targets_table(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -142,8 +150,8 @@ def targets_table(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
     answers = error("new_lineage", BEST_LABEL_FREE)
     at_most(f"new lineage, no labels: error of {BEST_LABEL_FREE}, points", answers, 4.0)
-    for beside in ("training loss", "probe accuracy", "raw confidence"):
-        passes = 256.0 if beside == "raw confidence" else None
+    for beside in ("training loss", "probe accuracy", "raw confidence", "raw agreement"):
+        passes = 256.0 if beside.startswith("raw") else None
         compared = differences(trials, [((BEST_LABEL_FREE, None), (beside, passes))], ["new_lineage"])
         if len(compared):
             row = compared.iloc[0]

@@ -47,6 +47,7 @@ TABLES = {
     "scores": _Table("scores.csv", _SCORE_COLUMNS, ("model", "benchmark"), False),
     "scores_corrupted": _Table("scores_corrupted.csv", _SCORE_COLUMNS, ("model", "benchmark")),
     "items": _Table("items.parquet", schema.ZOO_ITEM_COLUMNS, ("model", "benchmark", "condition")),
+    "replies": _Table("replies.parquet", schema.ZOO_REPLY_COLUMNS, ("model", "benchmark", "condition")),
     "answers": _Table("answers.parquet", schema.ZOO_ANSWER_COLUMNS, ("model", "task", "condition")),
     "profiles": _Table(
         "profiles.parquet", schema.ZOO_PROFILE_COLUMNS, ("model", "task", "condition", "half", "layer", "head")
@@ -66,7 +67,7 @@ class ZooTables:
         `schema.ZOO_CHECKPOINT_COLUMNS`; further columns are kept.
     benchmarks, scores : DataFrame
         `schema.ZOO_BENCHMARK_COLUMNS`, `schema.SCORE_COLUMNS`.
-    scores_corrupted, items, answers, profiles, causal : DataFrame
+    scores_corrupted, items, replies, answers, profiles, causal : DataFrame
         Without rows where nothing was measured. List cells are arrays.
     """
 
@@ -75,6 +76,7 @@ class ZooTables:
     scores: pd.DataFrame
     scores_corrupted: pd.DataFrame = field(default_factory=pd.DataFrame)
     items: pd.DataFrame = field(default_factory=pd.DataFrame)
+    replies: pd.DataFrame = field(default_factory=pd.DataFrame)
     answers: pd.DataFrame = field(default_factory=pd.DataFrame)
     profiles: pd.DataFrame = field(default_factory=pd.DataFrame)
     causal: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -90,9 +92,10 @@ class ZooTables:
         for name in TABLES:
             _check_names(name, getattr(self, name), self.checkpoints["model"], self.benchmarks["benchmark"])
         _check_words(self.checkpoints, "stratum", schema.ZOO_STRATA, "checkpoints")
-        for name in ("items", "answers", "profiles"):
+        for name in ("items", "replies", "answers", "profiles"):
             _check_words(getattr(self, name), "condition", schema.ZOO_CONDITIONS, name)
         _check_lists(self.items, ["correct", "confidence", "entropy"], ["benchmark", "condition"], None)
+        _check_lists(self.replies, ["answer"], ["benchmark", "condition"], None)
         _check_lists(
             self.answers,
             ["confidence", "entropy", "information", "swap_kl", "blank_kl"],
@@ -273,7 +276,7 @@ def _check_words(frame: pd.DataFrame, column: str, words: tuple[str, ...], name:
 def _check_lists(frame: pd.DataFrame, columns: list[str], same: list[str], length: int | None) -> None:
     """Lists of a row have one length, rows that agree in `same` too (or all have `length`); entries are finite or missing."""
     expected: dict[Any, int] = {}
-    what = f"{'items' if same else 'answers'} of a zoo"
+    what = f"{'items' if 'correct' in columns else 'replies' if same else 'answers'} of a zoo"
     for row in frame.to_dict("records"):
         where = f"{row['model']} on {row.get('benchmark', row.get('task'))} ({row['condition']})"
         for column in columns:
@@ -286,7 +289,7 @@ def _check_lists(frame: pd.DataFrame, columns: list[str], same: list[str], lengt
                     f"Lists in the {what} need one length; {column} of {where} has {len(cell)} entries instead of {size}. "
                     "Measure the same prompts for every checkpoint."
                 )
-            if cell.dtype != bool and np.isinf(cell).any():
+            if cell.dtype.kind == "f" and np.isinf(cell).any():
                 raise VisualHeadsError(
                     f"Numbers in the {what} are finite or missing; {column} of {where} is infinite. Measure it again."
                 )
