@@ -2,8 +2,9 @@
 
 The references vote on every prompt, each with the weight that its own score earns (Nitzan and Paroush 1982:
 ln(p (k - 1) / (1 - p)), 0 at chance). No label of a prompt is used, but scores of the references are: where one reference
-masters a benchmark, its answers are nearly the key. Models agreeing without labels is an old way to estimate accuracy (arXiv 2206.13089). Nobody votes on a
-checkpoint of its own lineage. What agreement cannot see: where a model is right and all references are wrong.
+masters a benchmark, its answers are nearly the key. Agreement between models is a known way to estimate accuracy without labels
+(arXiv 2206.13089). Nobody votes on a checkpoint of its own lineage. What agreement cannot see: where a model is right and all
+references are wrong.
 Shapes: M checkpoints, B benchmarks, n prompts, K different answers.
 """
 

@@ -17,7 +17,6 @@ from lmms_visual_heads.prediction.methods import (
     LEVEL,
     Array,
     Budget,
-    Features,
     Forecast,
     Indices,
     Spread,

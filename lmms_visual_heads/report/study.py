@@ -31,8 +31,8 @@ from lmms_visual_heads.tables.zoo import TABLES, ZooTables, read_zoo_tables
 FEATURES_FILE = "features.json"
 
 STRATA_METHODS = (
-    "mean", "training loss", "raw confidence", "own causal heads", "own answers, forest", "raw agreement", catalogue.BEST_LABEL_FREE,
-    "direct scoring, shrunk", catalogue.BEST_LABELLED,
+    "mean", "training loss", "raw confidence", "own causal heads", "own answers, forest", "raw agreement",
+    catalogue.BEST_LABEL_FREE, "direct scoring, shrunk", catalogue.BEST_LABELLED,
 )  # fmt: skip
 
 METHOD_MODULES = (

@@ -305,7 +305,8 @@ def _coverage_table(table: pd.DataFrame) -> str:
     rows = []
     shown: Sequence[tuple[str, float | None]] = (
         ("mean", None), ("probe heads", None), ("own causal heads", None), ("raw confidence", 256.0), ("own answers, forest", None),
-        ("raw agreement", 256.0), (BEST_LABEL_FREE, 16.0), (BEST_LABEL_FREE, None), ("direct scoring", 32.0), ("direct scoring, shrunk", 32.0), ("item response model", 32.0), (BEST_LABELLED, 16.0),
+        ("raw agreement", 256.0), (BEST_LABEL_FREE, 16.0), (BEST_LABEL_FREE, None), ("direct scoring", 32.0),
+        ("direct scoring, shrunk", 32.0), ("item response model", 32.0), (BEST_LABELLED, 16.0),
         (BEST_LABELLED, 32.0), (BEST_LABELLED, 128.0),
     )  # fmt: skip
     for method, passes in shown:
