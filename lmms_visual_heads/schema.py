@@ -139,6 +139,14 @@ ANSWER_COLUMNS = (
         nullable=True,
         added=True,
     ),
+    Column(
+        "answer",
+        pa.string(),
+        "",
+        "what was answered: first line, 64 characters at most; missing for a scored continuation",
+        nullable=True,
+        added=True,
+    ),
 )
 
 EVERY = -1

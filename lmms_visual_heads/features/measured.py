@@ -42,6 +42,8 @@ class Measured:
         model, task, means over prompts (`ANSWER_MEANS`), n_prompts.
     prompts : dict
         (model, task) -> confidences, a Series indexed by doc_id: joins labelled items.
+    replies : dict
+        (model, task) -> what was answered, lower case, a Series indexed by doc_id: joins the fitted models' answers.
     causal : DataFrame
         model, task, layer, head, kl: means over documents; -1 as in `schema.CAUSAL_COLUMNS`.
     fingerprints : dict
@@ -61,6 +63,7 @@ class Measured:
     item_flops: Mapping[tuple[str, str], float] = field(default_factory=dict)
     checkpoints: pd.DataFrame = field(default_factory=lambda: _empty(("model",)))
     notes: tuple[str, ...] = ()
+    replies: Mapping[tuple[str, str], pd.Series] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, columns in (("answers", _ANSWERS), ("causal", _CAUSAL)):
@@ -87,6 +90,7 @@ class Measured:
         cut: list[pd.DataFrame] = []
         notes: list[str] = []
         prompts: dict[tuple[str, str], pd.Series] = {}
+        replies: dict[tuple[str, str], pd.Series] = {}
         fingerprints: dict[tuple[str, str], tuple[str, int]] = {}
         flops: dict[tuple[str, str], float] = {}
         for table in answers:
@@ -94,6 +98,9 @@ class Measured:
             for task, part in frame.groupby("task"):
                 said.append({"model": table.model, "task": str(task), **answer_means(part)})
                 prompts[table.model, str(task)] = part.set_index("doc_id")["confidence"].astype(float).sort_index()
+                text = part.set_index("doc_id")["answer"].dropna().astype(str).str.lower().sort_index()
+                if len(text):
+                    replies[table.model, str(task)] = text
             for task, description in table.tasks.items():
                 if description.get("fingerprint") is not None:
                     n = description.get("n_documents")
@@ -113,12 +120,13 @@ class Measured:
             fingerprints,
             flops,
             notes=tuple(dict.fromkeys(notes)),
+            replies=replies,
         )
 
     @classmethod
     def of_zoo(cls, zoo: ZooTables, condition: str = "clean") -> Self:
         """Of the tables of a measured zoo, all prompts; the items' confidences stand for the prompts'."""
-        answers, items, causal = (_rows(frame) for frame in (zoo.answers, zoo.items, zoo.causal))
+        answers, items, said, causal = (_rows(frame) for frame in (zoo.answers, zoo.items, zoo.replies, zoo.causal))
         kept = answers[answers["condition"] == condition]
         means = {name: [_last(cell) for cell in kept[name]] for name in ANSWER_MEANS}
         prompts = {
@@ -130,6 +138,10 @@ class Measured:
             prompts,
             causal[list(_CAUSAL)],
             checkpoints=zoo.checkpoints,
+            replies={
+                (str(row["model"]), str(row["benchmark"])): pd.Series(np.asarray(row["answer"]).astype(str))
+                for row in said[said["condition"] == condition].to_dict("records")
+            },
         )
 
     def with_checkpoints(self, checkpoints: pd.DataFrame | None) -> Self:

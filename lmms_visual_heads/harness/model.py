@@ -36,7 +36,7 @@ from lmms_visual_heads.harness.waiting import Waiting, generated, generation_set
 from lmms_visual_heads.names import model_name
 from lmms_visual_heads.scenes.scoring import NOT_ANSWERED
 from lmms_visual_heads.schema import PROBE_TASKS
-from lmms_visual_heads.statistics.answers import AnswerStatistics
+from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_text
 
 
 class VisualHeadsLlava(lmms):
@@ -412,6 +412,7 @@ class VisualHeadsLlava(lmms):
     ) -> None:
         document, encoded = one.document, one.encoded
         statistics, share = None, None
+        said = answer_text(response["text"]) if answer is not None and answer.n_answer_tokens else None
         if rows is not None:
             numbers = self.visual_model.head_statistics(encoded, rows, document.boxes)
             region_share = numbers.pop("region_share")
@@ -422,7 +423,7 @@ class VisualHeadsLlava(lmms):
             document,
             one.name,
             response,
-            answer=None if answer is None else dataclasses.asdict(answer),
+            answer=None if answer is None else dataclasses.asdict(answer) | {"answer": said},
             heads=statistics,
             tokens={
                 "n_prompt_tokens": len(encoded),

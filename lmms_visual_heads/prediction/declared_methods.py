@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,21 @@ from lmms_visual_heads.features.evidence import BLOCKS
 from lmms_visual_heads.features.evidence_table import EvidenceTable
 from lmms_visual_heads.prediction.estimators_pooled import PooledBenchmarks
 from lmms_visual_heads.prediction.estimators_process import LineageProcess
+from lmms_visual_heads.prediction.estimators_trees import PooledTrees
 from lmms_visual_heads.prediction.ridge import LineageRidge
 
 Array = npt.NDArray[np.float64]
 
 MEAN = "mean"
-ESTIMATORS: Mapping[str, Any] = {"ridge": LineageRidge, "process": LineageProcess, "pooled": PooledBenchmarks}
+AGREEMENT = "own_agreement.agreement"
+"""Column of a method: how often the answers are those of the fitted models on the same prompts."""
+ESTIMATORS: Mapping[str, Any] = {
+    "ridge": LineageRidge,
+    "process": LineageProcess,
+    "pooled": PooledBenchmarks,
+    "trees": PooledTrees,
+    "checked_trees": partial(PooledTrees, check=(-1,)),
+}
 """Factories by the name in `DeclaredMethod.estimator`."""
 
 
@@ -37,9 +47,9 @@ class DeclaredMethod:
     words : str
         What it uses, to stand after "predicted from".
     columns : tuple of str
-        "block" or "block.feature", names of `features.evidence.BLOCKS`.
+        "block" or "block.feature", names of `features.evidence.BLOCKS`; or `AGREEMENT`, at the end.
     estimator : str
-        A key of `ESTIMATORS`; "pooled" fits all benchmarks together.
+        A key of `ESTIMATORS`; "pooled" and trees fit all benchmarks together.
     """
 
     name: str
@@ -50,15 +60,17 @@ class DeclaredMethod:
     def __post_init__(self) -> None:
         for column in self.columns:
             block, _, feature = column.partition(".")
-            if block not in BLOCKS or (feature and feature not in {item.name for item in BLOCKS[block]}):
+            if (column != AGREEMENT and block not in BLOCKS) or (
+                column != AGREEMENT and feature and feature not in {item.name for item in BLOCKS[block]}
+            ):
                 raise ValueError(f"method {self.name} names {column}, which is not declared")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"method {self.name} needs an estimator out of {', '.join(ESTIMATORS)}")
 
     @property
-    def pooled(self) -> bool:
-        """Whether one regression serves all benchmarks."""
-        return self.estimator == "pooled"
+    def trees(self) -> bool:
+        """Whether trees fit it."""
+        return self.estimator in ("trees", "checked_trees")
 
     @property
     def own_prompts(self) -> bool:
@@ -67,6 +79,8 @@ class DeclaredMethod:
 
 
 _FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
+
+_AGREED = "the answers on its own prompts and how often they are those of the fitted models"
 
 PROBE_HEADS = DeclaredMethod("probe_heads", "the heads on the probe", ("probe_heads",))
 
@@ -81,6 +95,15 @@ METHODS = (
     DeclaredMethod("own_answers_free", "the answers on its own prompts", _FREE, "pooled"),
     DeclaredMethod("own_answers", "the answers on its own prompts, with other images too", ("own_answers",), "pooled"),
     DeclaredMethod("own_answers_curve", "the answers on its own prompts, by a curve", _FREE, "process"),
+    DeclaredMethod("own_answers_trees", "the answers on its own prompts, by trees", _FREE, "trees"),
+    DeclaredMethod(
+        "own_answers_images_trees",
+        "the answers on its own prompts, with other images too, by trees",
+        ("own_answers",),
+        "trees",
+    ),
+    DeclaredMethod("own_agreement", f"{_AGREED}", (*_FREE, AGREEMENT), "pooled"),
+    DeclaredMethod("own_agreement_trees", f"{_AGREED}, by trees", (*_FREE, AGREEMENT), "checked_trees"),
     DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
     DeclaredMethod(
         "own_answers_causal", "answers and heads' cuts on its own prompts", (*_FREE, "own_causal"), "pooled"
@@ -103,10 +126,12 @@ def method_named(name: str) -> DeclaredMethod:
 
 
 def evidence_columns(
-    table: EvidenceTable, method: DeclaredMethod, features: Sequence[str]
+    table: EvidenceTable, method: DeclaredMethod, features: Sequence[str], agreed: Array
 ) -> tuple[Array, tuple[str, ...]]:
-    """The method's columns [M, B, F] and their names; of the heads on the probe only `features`."""
-    values, names = table.stack(method.columns)
+    """The method's columns [M, B, F] and their names; of the heads on the probe only `features`; agreement [M, B] comes last."""
+    values, names = table.stack(column for column in method.columns if column != AGREEMENT)
+    if AGREEMENT in method.columns:
+        values, names = np.concatenate([values, agreed[:, :, None]], axis=2), (*names, AGREEMENT)
     kept = [
         i for i, name in enumerate(names) if not name.startswith("probe_heads.") or name.partition(".")[2] in features
     ]

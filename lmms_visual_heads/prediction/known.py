@@ -33,6 +33,7 @@ def method_columns(
     measured: Measured,
     benchmarks: Sequence[str],
     methods: Sequence[DeclaredMethod] = METHODS,
+    agreed: Array | None = None,
 ) -> Columns:
     """The columns of every method for the models of `features`.
 
@@ -41,6 +42,8 @@ def method_columns(
     features : DataFrame [M, F]
         Declared features of the heads on the probe; index: model.
     measured : Measured
+    agreed : array [M, B] or None
+        Agreement with the fitted models' answers (`references.agreement_of`); NaN where there is none.
     """
     models = [str(model) for model in features.index]
     table = evidence_of(
@@ -54,7 +57,9 @@ def method_columns(
     heads = features.reindex(columns=names).to_numpy(dtype=np.float64)
     blocks = {**table.blocks, "probe_heads": np.repeat(heads[:, None], len(benchmarks), axis=1)}
     table = EvidenceTable(table.models, table.benchmarks, blocks, table.condition, table.n_prompts, table.heads)
-    return {method.name: evidence_columns(table, method, list(features.columns)) for method in methods}
+    shape = (len(models), len(benchmarks))
+    beside = np.full(shape, np.nan) if agreed is None else agreed
+    return {method.name: evidence_columns(table, method, list(features.columns), beside) for method in methods}
 
 
 def prompt_fingerprints(

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles, feature_table
 from lmms_visual_heads.features.measured import Measured
-from lmms_visual_heads.prediction import flags, known
+from lmms_visual_heads.prediction import flags, known, references
 from lmms_visual_heads.prediction.believing import Cell, Evidence, believe
 from lmms_visual_heads.prediction.conditioning import Belief
 from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS, method_named
@@ -77,6 +77,8 @@ class BenchmarkPredictor(BaseEstimator):
         benchmark -> `ConfidenceMap`, where the fitted models' items came along.
     prompt_fingerprints_, prompt_counts_ : dict
         benchmark -> fingerprints of the own prompts by their number, and how many of them the fitted models answered.
+    votes_ : dict
+        benchmark -> `references.Votes`: what the fitted models answered, where their answer tables came along.
     notes_ : list of str
         What was left out, one sentence each.
 
@@ -262,13 +264,15 @@ class BenchmarkPredictor(BaseEstimator):
 
     def _fit_methods(self, training: TrainingSet, measured: Measured, scores: pd.DataFrame) -> None:
         models, names = [str(model) for model in training.features.index], [b.name for b in training.benchmarks]
-        columns = known.method_columns(training.profiles, training.features, measured, names)
         points, items = np.full((2, len(models), len(names)), np.nan)
         counts = scores.set_index(["model", "benchmark"])["n_items"].astype(float)
         for b, benchmark in enumerate(training.benchmarks):
             at = [models.index(model) for model in benchmark.models]
             points[at, b] = benchmark.points
             items[at, b] = [counts.to_dict()[model, benchmark.name] for model in benchmark.models]
+        self.votes_ = references.votes_of(measured, models, names, points, items)
+        agreed = references.agreement_of(self.votes_, measured, models, names, self.lineages_)
+        columns = known.method_columns(training.profiles, training.features, measured, names, agreed=agreed)
         groups = np.array([self.lineages_[model] for model in models], dtype=np.str_)
         data = method_data(columns, models, names, points, items, self.lineages_)
         everyone = {
@@ -308,7 +312,8 @@ class BenchmarkPredictor(BaseEstimator):
             flags_of[model] += self._other_prompts(beside, model, names, force)
         methods = [method_named(name) for name in dict.fromkeys(self.methods_["method"])]
         scores = None if known_scores is None else check_scores(known_scores, "the table of known scores")
-        columns = known.method_columns(profiles, rows, beside, names, methods)
+        agreed = references.agreement_of(self.votes_, beside, models, names, self.lineages_)
+        columns = known.method_columns(profiles, rows, beside, names, methods, agreed)
         counts = known.prompt_counts(beside, models, names)
         given = self._known(scores)
         labelled: Mapping[str, Any] = {}

@@ -28,6 +28,7 @@ from lmms_visual_heads.prediction.declared_methods import PROBE_HEADS, method_na
 from lmms_visual_heads.prediction.intervals import LeftOutErrors
 from lmms_visual_heads.prediction.predictor import BenchmarkPredictor, reference_of
 from lmms_visual_heads.prediction.protocol import BenchmarkModel
+from lmms_visual_heads.prediction.references import Votes
 from lmms_visual_heads.prediction.selection import FittedMethod, Rows, methods_frame
 from lmms_visual_heads.prediction.world import World
 from lmms_visual_heads.tables.files import write_bytes
@@ -60,6 +61,9 @@ TRUSTED_TYPES = (
     "lmms_visual_heads.prediction.estimators_pooled.OneBenchmark",
     "lmms_visual_heads.prediction.estimators_pooled.PooledBenchmarks",
     "lmms_visual_heads.prediction.estimators_process.LineageProcess",
+    "lmms_visual_heads.prediction.estimators_trees.PooledTrees",
+    "lmms_visual_heads.prediction.estimators_trees.TreesOfBenchmark",
+    "lmms_visual_heads.prediction.pooled_forest.PooledForest",
     "lmms_visual_heads.prediction.ridge.LineageRidge",
     "sklearn.gaussian_process.kernels.ConstantKernel",
     "sklearn.gaussian_process.kernels.Product",
@@ -193,6 +197,7 @@ def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
             "fingerprints": {name: list(found.items()) for name, found in predictor.prompt_fingerprints_.items()},
             "counts": dict(predictor.prompt_counts_),
         },
+        "votes": {name: votes.document() for name, votes in predictor.votes_.items()},
         "frames": {name: _frame_document(getattr(predictor, name)) for name in _FRAMES},
     }
 
@@ -244,6 +249,8 @@ def _build(document: dict[str, Any], estimators: dict[str, Any], version: int) -
         name: {int(number): str(fingerprint) for number, fingerprint in found}
         for name, found in document["prompts"]["fingerprints"].items()
     }
+    # Files of version 2 that are older than votes have none.
+    predictor.votes_ = {name: Votes.of_document(part) for name, part in document.get("votes", {}).items()}
     predictor.prompt_counts_ = {name: float(count) for name, count in document["prompts"]["counts"].items()}
     predictor.benchmarks_ = predictor.benchmarks_.astype({"mean": float, "between": float, "n_items": float})
     _check(predictor)
@@ -299,7 +306,8 @@ def _check(predictor: BenchmarkPredictor) -> None:
     for methods in predictor.models_.values():
         for name, fitted in methods.items():
             method_named(name)
-            if not set(fitted.model.errors.lineages) <= set(fitted.model.left_out):
+            known = set(fitted.model.left_out)
+            if not (fitted.model.is_local and not known) and not set(fitted.model.errors.lineages) <= known:
                 raise ValueError("the lineages differ")
             n_features = len(predictor.features_.columns) if name == PROBE_HEADS.name else len(fitted.low)
             for estimator in (fitted.model.estimator, *fitted.model.left_out.values()):

@@ -170,8 +170,15 @@ def write_study(
     trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"))
     frames = study_frames(tables, data, trials, locked_trials, lock_notes)
     _write(frames, target)
-    extra = "" if lockbox is None else " --lockbox LOCKBOX_FOLDER"
-    text = study_page.page(frames, f"visual-heads study ZOO_FOLDER{extra} --out {target.as_posix()}")
+    usual = Protocol()
+    given = {
+        "lockbox": None if lockbox is None else Path(lockbox).as_posix(),
+        "folds": None if protocol.n_folds == usual.n_folds else protocol.n_folds,
+        "draws": None if protocol.draws == usual.draws else protocol.draws,
+        "seed": None if protocol.seed == usual.seed else protocol.seed,
+    }
+    extra = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
+    text = study_page.page(frames, f"visual-heads study {Path(folder).as_posix()} --out {target.as_posix()}{extra}")
     write_bytes(target / "README.md", text.encode())
     return Study(target, study_page.sentences(frames))
 

@@ -77,8 +77,10 @@ def page(frames: StudyFrames, command: str) -> str:
         "# Predicting scores of small models: the study of the zoo",
         f"All numbers here are about {ZOO} ({facts['lineages']} separate trainings, {facts['checkpoints']} checkpoints, "
         f"{facts['benchmarks']} benchmarks of {facts['items']} items). Nothing is claimed about models that were not measured. "
-        "The unit is the training (lineage): what is predicted is left out with all its checkpoints, and everything that is "
-        "chosen is chosen inside the others. Scored are final checkpoints of the "
+        "The unit is the training (lineage): what is predicted is left out with all its checkpoints, and what a method "
+        "chooses it chooses inside the others. Which forests there are, agreement, the two views and how labels are trusted were "
+        "chosen on this zoo as a whole: its own numbers are a little kind to them, the lock-box is free of that. "
+        "Scored are final checkpoints of the "
         f"{facts['primary']} trainings that were not broken on purpose; counting benchmarks stand apart. Error: mean absolute "
         "error in points; brackets: 95 % intervals, lineages drawn with replacement. The scores themselves are known to "
         f"{facts['floor']:.1f} points only (items' sampling).",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.special import entr
 
 N_TOP_TOKENS = 20
+N_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,11 @@ def answer_statistics(
         top_tokens=tuple(top.indices.tolist()),
         top_probabilities=values,
     )
+
+
+def answer_text(text: str) -> str:
+    """What is kept of a generated text to compare it with other models': the first line that says something, 64 characters."""
+    return text.strip().partition("\n")[0].strip()[:N_CHARACTERS]
 
 
 def _finite(value: float) -> float | None:
