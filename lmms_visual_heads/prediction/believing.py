@@ -101,7 +101,7 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
                 *_verdict(predictor, benchmark, used),
                 *_missing(evidence, own, rows.get(used)),
             ]
-            return Cell(_shown(own, used), center, low, high, baseline, tuple(extra), _error_size(own))
+            return Cell(_shown(own, used), center, low, high, baseline, tuple(extra), _error_size(own, rows.get(used)))
     extra += _verdict(predictor, benchmark, name)
     fitted, values = methods[name], rows[name]
     mean = float(predictor.benchmarks_["mean"].to_numpy(dtype=float)[b])
@@ -111,17 +111,21 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
     extra += _missing(evidence, fitted, values)
     X = values[None]
     lineage = predictor.lineages_.get(evidence.model)
+    center = float(fitted.model.predict(X)[0])
     if lineage in fitted.model.left_out:
         extra.append(flags.IN_TRAINING)
         center = float(in_range(fitted.model.left_out[lineage].predict(X))[0])
-    else:
-        center = float(fitted.model.predict(X)[0])
+    elif fitted.model.is_local and lineage is not None:
+        extra.append(flags.IN_TRAINING)
+        if evidence.model in fitted.models and len(seen):
+            residual = fitted.model.errors.residuals[fitted.models.index(evidence.model)]
+            center = float(seen["actual"].iloc[0] - residual)
     shift = center - float(fitted.model.predict(X)[0])
     low, high = fitted.model.intervals(X, predictor.level, np.array([1.0 + overshoot]))[0] + shift
     low, high = float(np.clip(low, LOW, center)), float(np.clip(high, center, HIGH))
     if is_mean(fitted.model.estimator) and abs(center - mean) < 1e-9:
         center = mean  # the same number summed in another order is no prediction of its own
-    size = _error_size(fitted) * (1.0 + overshoot)
+    size = _error_size(fitted, values) * (1.0 + overshoot)
     cell = Cell(_shown(fitted, name), center, low, high, mean, tuple(extra), size)
     return _fewer_prompts(predictor, evidence, benchmark, name, cell)
 
@@ -257,9 +261,14 @@ def _fewer_prompts(predictor: BenchmarkPredictor, evidence: Evidence, benchmark:
     return replace(cell, low=low, high=high, flags=(*cell.flags, *more), std=factor * cell.std)
 
 
-def _error_size(fitted: FittedMethod) -> float:
-    """Standard deviation of the method's error on a new lineage, points; infinite where none was left out."""
+def _error_size(fitted: FittedMethod, row: Array | None) -> float:
+    """Standard deviation of the method's error on a new lineage, at a row [F] where the method tells rows apart, points.
+
+    Infinite where no lineage was left out.
+    """
     errors = fitted.model.errors
+    if fitted.model.is_local and row is not None:
+        return float(fitted.model.estimator.std(row[None])[0])
     if errors.n_lineages < 2:
         return float("inf")
     square = float(np.average(errors.residuals**2, weights=lineage_weights(errors.lineages)))

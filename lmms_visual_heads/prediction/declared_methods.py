@@ -17,12 +17,18 @@ from lmms_visual_heads.features.evidence import BLOCKS
 from lmms_visual_heads.features.evidence_table import EvidenceTable
 from lmms_visual_heads.prediction.estimators_pooled import PooledBenchmarks
 from lmms_visual_heads.prediction.estimators_process import LineageProcess
+from lmms_visual_heads.prediction.estimators_trees import PooledTrees
 from lmms_visual_heads.prediction.ridge import LineageRidge
 
 Array = npt.NDArray[np.float64]
 
 MEAN = "mean"
-ESTIMATORS: Mapping[str, Any] = {"ridge": LineageRidge, "process": LineageProcess, "pooled": PooledBenchmarks}
+ESTIMATORS: Mapping[str, Any] = {
+    "ridge": LineageRidge,
+    "process": LineageProcess,
+    "pooled": PooledBenchmarks,
+    "trees": PooledTrees,
+}
 """Factories by the name in `DeclaredMethod.estimator`."""
 
 
@@ -39,7 +45,7 @@ class DeclaredMethod:
     columns : tuple of str
         "block" or "block.feature", names of `features.evidence.BLOCKS`.
     estimator : str
-        A key of `ESTIMATORS`; "pooled" fits all benchmarks together.
+        A key of `ESTIMATORS`; "pooled" and "trees" fit all benchmarks together.
     """
 
     name: str
@@ -54,11 +60,6 @@ class DeclaredMethod:
                 raise ValueError(f"method {self.name} names {column}, which is not declared")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"method {self.name} needs an estimator out of {', '.join(ESTIMATORS)}")
-
-    @property
-    def pooled(self) -> bool:
-        """Whether one regression serves all benchmarks."""
-        return self.estimator == "pooled"
 
     @property
     def own_prompts(self) -> bool:
@@ -81,6 +82,10 @@ METHODS = (
     DeclaredMethod("own_answers_free", "the answers on its own prompts", _FREE, "pooled"),
     DeclaredMethod("own_answers", "the answers on its own prompts, with other images too", ("own_answers",), "pooled"),
     DeclaredMethod("own_answers_curve", "the answers on its own prompts, by a curve", _FREE, "process"),
+    DeclaredMethod("own_answers_trees", "the answers on its own prompts, by trees", _FREE, "trees"),
+    DeclaredMethod(
+        "own_answers_images_trees", "the answers on its own prompts, with other images too, by trees", ("own_answers",), "trees"
+    ),
     DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
     DeclaredMethod(
         "own_answers_causal", "answers and heads' cuts on its own prompts", (*_FREE, "own_causal"), "pooled"

@@ -31,7 +31,8 @@ class BenchmarkModel:
     estimator
         Fitted on all lineages.
     left_out : dict
-        Per lineage the estimator that was fitted without it; empty when there is one lineage only.
+        Per lineage the estimator that was fitted without it; empty when there is one lineage only, or where the estimator knows
+        its own errors at every row (`half_width`).
     errors : LeftOutErrors
         The errors of those estimators on the lineage that they did not see.
     baseline : float
@@ -74,10 +75,18 @@ class BenchmarkModel:
         """Predictions in points, held in 0..100, shape [M]."""
         return in_range(self.estimator.predict(X))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the estimator says row by row how far off it may be."""
+        return hasattr(self.estimator, "half_width")
+
     def intervals(self, X: Array, level: float, widen: Array | None = None) -> Array:
         """Intervals for models of new lineages, shape [M, 2]."""
         factors = np.ones(len(X)) if widen is None else widen
         centers = self.predict(X)
+        if self.is_local:
+            half = factors * self.estimator.half_width(X, level)
+            return np.stack([in_range(centers - half), in_range(centers + half)], axis=1)
         by_lineage = {name: in_range(estimator.predict(X)) for name, estimator in self.left_out.items()}
         limits = np.empty((len(X), 2))
         for row in range(len(X)):

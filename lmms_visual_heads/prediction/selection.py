@@ -23,6 +23,7 @@ from lmms_visual_heads.prediction.declared_methods import (
     method_named,
 )
 from lmms_visual_heads.prediction.estimators_pooled import OneBenchmark
+from lmms_visual_heads.prediction.estimators_trees import TreesOfBenchmark
 from lmms_visual_heads.prediction.intervals import LeftOutErrors
 from lmms_visual_heads.prediction.protocol import EVALUATION_COLUMNS, BenchmarkModel, fit_estimator, in_range
 from lmms_visual_heads.prediction.standardising import lineage_mean
@@ -33,6 +34,8 @@ FOLDS = 12
 """With more lineages than this they are left out in so many groups, not one by one: CV+ in the place of jackknife+."""
 
 FEWEST_ROWS = 3
+FEWEST_LINEAGES_OF_TREES = 10
+"""With fewer lineages trees split on what single lineages have."""
 ADVANTAGE = 0.98
 """A dearer method must have at most this share of a cheaper one's error."""
 
@@ -140,7 +143,8 @@ def method_data(
         for b, benchmark in enumerate(benchmarks):
             scored = np.isfinite(points[:, b])
             kept = scored & (there[:, b] | (method == PROBE_HEADS.name))
-            if kept.sum() < max(FEWEST_ROWS, scored.sum() / 2) or len(np.unique(groups[kept])) < 2:
+            fewest = FEWEST_LINEAGES_OF_TREES if method_named(method).estimator == "trees" else 2
+            if kept.sum() < max(FEWEST_ROWS, scored.sum() / 2) or len(np.unique(groups[kept])) < fewest:
                 continue
             rows = Rows(tuple(models), values[:, b], points[:, b], groups, items[:, b])
             data.setdefault(method, {})[benchmark] = rows.take(kept)
@@ -169,7 +173,8 @@ def fit_methods(data: Data, template: Any = None) -> Fitted:
     for method in (m for m in METHODS if m.name in data):
         rows = data[method.name]
         estimator = ESTIMATORS[method.estimator]() if template is None else template
-        models = _pooled(estimator, rows) if method.pooled and template is None else _single(estimator, rows)
+        how = _single if template is not None else {"pooled": _pooled, "trees": _trees}.get(method.estimator, _single)
+        models = how(estimator, rows)
         for benchmark, model in models.items():
             fitted.setdefault(benchmark, {})[method.name] = _judged(model, rows[benchmark])
     return fitted
@@ -286,6 +291,18 @@ def _pooled(estimator: Any, data: Mapping[str, Rows]) -> dict[str, BenchmarkMode
     for benchmark, rows in data.items():
         views = [None if fit is None else OneBenchmark(fit, benchmark) for fit in fits]
         models[benchmark] = _model(OneBenchmark(whole, benchmark), folds, views, rows)
+    return models
+
+
+def _trees(estimator: Any, data: Mapping[str, Rows]) -> dict[str, BenchmarkModel]:
+    """One regression over all benchmarks, once: trees leave lineages out by themselves."""
+    whole = _fit_pooled(estimator, data, [])
+    models, first = {}, 0
+    for benchmark, rows in data.items():
+        errors = LeftOutErrors(whole.residuals_[first : first + len(rows.points)], rows.lineages)
+        first += len(rows.points)
+        baseline = lineage_mean(rows.points, rows.lineages)
+        models[benchmark] = BenchmarkModel(TreesOfBenchmark(whole, benchmark), {}, errors, baseline)
     return models
 
 

@@ -1,0 +1,137 @@
+"""The product on the measured zoo: `BenchmarkPredictor` as a user holds it, on trainings that were left out.
+
+Head profiles of the probe, answers on own prompts, scores and items come from the tables of a zoo; groups of lineages are left out
+in turn. Printed are mean absolute errors in points and the coverage of 90 % intervals on final checkpoints that were not broken on
+purpose, counting benchmarks left out, without labels and with a few labelled items of each benchmark, beside the same items
+scored directly and drawn to the references' mean. Small models trained on drawn scenes.
+
+    python benchmarks/product_on_zoo.py reports/prediction/tables/development
+    python benchmarks/product_on_zoo.py reports/prediction/tables/development --lockbox reports/prediction/tables/second
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from lmms_visual_heads.features import HeadProfiles  # noqa: E402
+from lmms_visual_heads.features.evidence import PROBE_NAMES  # noqa: E402
+from lmms_visual_heads.features.measured import Measured  # noqa: E402
+from lmms_visual_heads.prediction import BenchmarkPredictor  # noqa: E402
+from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
+from lmms_visual_heads.schema import PROFILE_COLUMNS, SCHEMA_VERSION  # noqa: E402
+from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
+
+LABELS = (0, 16, 32, 128)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", help="tables of a measured zoo")
+    parser.add_argument("--lockbox", help="tables of further lineages: they are predicted from all of the zoo, once")
+    parser.add_argument("--folds", type=int, default=4, help="groups of lineages (default 4)")
+    parser.add_argument("--labels", type=int, nargs="*", default=LABELS, help="labelled items of each benchmark")
+    asked = parser.parse_args()
+    zoo = without_repeats(read_zoo_tables(asked.zoo))
+    rows = []
+    for training, tested in parts(zoo, asked.folds, asked.lockbox):
+        begun = time.perf_counter()
+        lineages = training.checkpoints[["model", "lineage"]]
+        predictor = BenchmarkPredictor().fit(profiles(training), training.scores, lineages, Measured.of_zoo(training))
+        print(f"fitted on {len(lineages)} checkpoints in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        for labels in asked.labels:
+            items = None if labels == 0 else labelled(tested, labels)
+            found = predictor.predict(profiles(tested), measured=Measured.of_zoo(tested), items=items)
+            rows.append(found.assign(labels=labels))
+    print(summary(pd.concat(rows), zoo, asked.lockbox).to_markdown(index=False))
+
+
+def parts(zoo: ZooTables, folds: int, lockbox: str | None) -> Iterator[tuple[ZooTables, ZooTables]]:
+    """What is fitted on and what is tested: final checkpoints that were not broken on purpose."""
+
+    def good(tables: ZooTables) -> ZooTables:
+        c = tables.checkpoints
+        return tables.only(c["model"][c["final"] & (c["stratum"] != "broken")])
+
+    if lockbox is not None:
+        yield zoo, good(read_zoo_tables(lockbox))
+        return
+    lineages = sorted(set(zoo.checkpoints["lineage"]))
+    order = np.random.default_rng(0).permutation(len(lineages))
+    for fold in range(folds):
+        out = {lineages[i] for i in order[fold::folds]}
+        left = zoo.checkpoints["lineage"].isin(out)
+        yield zoo.only(zoo.checkpoints["model"][~left]), good(zoo.only(zoo.checkpoints["model"][left]))
+
+
+def without_repeats(zoo: ZooTables) -> ZooTables:
+    """The zoo without trainings repeated from scratch."""
+    return zoo.only(zoo.checkpoints["model"][~zoo.checkpoints["lineage"].str.endswith(REPEAT_SUFFIX)])
+
+
+def profiles(zoo: ZooTables) -> HeadProfiles:
+    """Head profiles on the probe, as they would be read from head tables."""
+    rows = zoo.profiles[zoo.profiles["task"].isin(PROBE_NAMES) & (zoo.profiles["half"] == -1)]
+    documents = {
+        row["model"]: {
+            "schema_version": SCHEMA_VERSION,
+            "model": {
+                "name": row["model"], "revision": None, "architecture": "LlavaForConditionalGeneration",
+                "layers": int(row["layers"]), "heads": int(row["heads"]),
+                "language_model_parameters": int(row["language_model_parameters"]),
+            },
+            "query": "first_generated", "dtype": "float32", "image_processor": "pil",
+            "tasks": {task: {"fingerprint": "drawn", "n_documents": 256} for task in PROBE_NAMES},
+            "versions": {},
+        }
+        for row in zoo.checkpoints.to_dict("records")
+    }  # fmt: skip
+    return HeadProfiles(rows[[column.name for column in PROFILE_COLUMNS]].reset_index(drop=True), documents)
+
+
+def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:
+    """The same `n` random items of each benchmark for every checkpoint, as an item table."""
+    frames = []
+    for row in zoo.items[zoo.items["condition"] == "clean"].to_dict("records"):
+        chosen = np.random.default_rng(7).permutation(len(row["correct"]))[:n]
+        correct = row["correct"][chosen].astype(float)
+        frames.append(
+            pd.DataFrame(
+                {"model": row["model"], "benchmark": row["benchmark"], "doc_id": chosen, "correct": correct}
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(found: pd.DataFrame, zoo: ZooTables, lockbox: str | None) -> pd.DataFrame:
+    """One row per number of labels: errors, their ratio, coverage, and which methods spoke."""
+    scores = zoo.scores if lockbox is None else read_zoo_tables(lockbox).scores
+    actual = scores.assign(actual=100 * scores["score"] / scores["scale"])[["model", "benchmark", "actual"]]
+    judged = found.merge(actual, on=["model", "benchmark"])
+    judged = judged[judged["benchmark"].isin(zoo.benchmarks["benchmark"][~zoo.benchmarks["counting"]])]
+    rows = []
+    for labels, part in judged.groupby("labels"):
+        error, baseline = ((part[name] - part["actual"]).abs().mean() for name in ("predicted", "baseline"))
+        inside = ((part["actual"] >= part["low"]) & (part["actual"] <= part["high"])).mean()
+        methods = part["method"].str.partition("+")[0].value_counts()
+        rows.append(
+            {
+                "labels": labels, "error": f"{error:.2f}", "baseline": f"{baseline:.2f}", "ratio": f"{error / baseline:.2f}",
+                "inside 90 %": f"{inside:.1%}", "methods": ", ".join(f"{name} {n}" for name, n in methods.items()),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    main()
