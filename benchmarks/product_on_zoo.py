@@ -106,9 +106,7 @@ def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:
         chosen = np.random.default_rng(7).permutation(len(row["correct"]))[:n]
         correct = row["correct"][chosen].astype(float)
         frames.append(
-            pd.DataFrame(
-                {"model": row["model"], "benchmark": row["benchmark"], "doc_id": chosen, "correct": correct}
-            )
+            pd.DataFrame({"model": row["model"], "benchmark": row["benchmark"], "doc_id": chosen, "correct": correct})
         )
     return pd.concat(frames, ignore_index=True)
 

@@ -84,7 +84,10 @@ METHODS = (
     DeclaredMethod("own_answers_curve", "the answers on its own prompts, by a curve", _FREE, "process"),
     DeclaredMethod("own_answers_trees", "the answers on its own prompts, by trees", _FREE, "trees"),
     DeclaredMethod(
-        "own_answers_images_trees", "the answers on its own prompts, with other images too, by trees", ("own_answers",), "trees"
+        "own_answers_images_trees",
+        "the answers on its own prompts, with other images too, by trees",
+        ("own_answers",),
+        "trees",
     ),
     DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
     DeclaredMethod(
