@@ -25,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.prediction.confidence_map import ConfidenceMap
 from lmms_visual_heads.prediction.declared_methods import PROBE_HEADS, method_named
+from lmms_visual_heads.prediction.estimators_trees import TreesOfBenchmark
 from lmms_visual_heads.prediction.intervals import LeftOutErrors
 from lmms_visual_heads.prediction.predictor import BenchmarkPredictor, reference_of
 from lmms_visual_heads.prediction.protocol import BenchmarkModel
@@ -65,6 +66,7 @@ TRUSTED_TYPES = (
     "lmms_visual_heads.prediction.estimators_trees.TreesOfBenchmark",
     "lmms_visual_heads.prediction.pooled_forest.PooledForest",
     "lmms_visual_heads.prediction.ridge.LineageRidge",
+    "lmms_visual_heads.prediction.tree_arrays.TreeArrays",
     "sklearn.gaussian_process.kernels.ConstantKernel",
     "sklearn.gaussian_process.kernels.Product",
     "sklearn.gaussian_process.kernels.RBF",
@@ -307,7 +309,9 @@ def _check(predictor: BenchmarkPredictor) -> None:
         for name, fitted in methods.items():
             method_named(name)
             known = set(fitted.model.left_out)
-            if not (fitted.model.is_local and not known) and not set(fitted.model.errors.lineages) <= known:
+            if isinstance(fitted.model.estimator, TreesOfBenchmark):
+                fitted.model.estimator.pooled.check_trees()
+            elif not set(fitted.model.errors.lineages) <= known:
                 raise ValueError("the lineages differ")
             n_features = len(predictor.features_.columns) if name == PROBE_HEADS.name else len(fitted.low)
             for estimator in (fitted.model.estimator, *fitted.model.left_out.values()):
