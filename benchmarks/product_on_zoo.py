@@ -24,11 +24,9 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from lmms_visual_heads.features import HeadProfiles  # noqa: E402
-from lmms_visual_heads.features.evidence import PROBE_NAMES  # noqa: E402
 from lmms_visual_heads.features.measured import Measured  # noqa: E402
 from lmms_visual_heads.prediction import BenchmarkPredictor  # noqa: E402
 from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
-from lmms_visual_heads.schema import PROFILE_COLUMNS, SCHEMA_VERSION  # noqa: E402
 from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
 
 LABELS = (0, 16, 32, 128)
@@ -47,11 +45,13 @@ def main() -> None:
     for training, tested in parts(zoo, asked.folds, asked.lockbox):
         begun = time.perf_counter()
         lineages = training.checkpoints[["model", "lineage"]]
-        predictor = BenchmarkPredictor().fit(profiles(training), training.scores, lineages, Measured.of_zoo(training))
+        predictor = BenchmarkPredictor().fit(
+            HeadProfiles.of_zoo(training), training.scores, lineages, Measured.of_zoo(training)
+        )
         print(f"fitted on {len(lineages)} checkpoints in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         for labels in asked.labels:
             items = None if labels == 0 else labelled(tested, labels)
-            found = predictor.predict(profiles(tested), measured=Measured.of_zoo(tested), items=items)
+            found = predictor.predict(HeadProfiles.of_zoo(tested), measured=Measured.of_zoo(tested), items=items)
             rows.append(found.assign(labels=labels))
     print(summary(pd.concat(rows), zoo, asked.lockbox).to_markdown(index=False))
 
@@ -77,26 +77,6 @@ def parts(zoo: ZooTables, folds: int, lockbox: str | None) -> Iterator[tuple[Zoo
 def without_repeats(zoo: ZooTables) -> ZooTables:
     """The zoo without trainings repeated from scratch."""
     return zoo.only(zoo.checkpoints["model"][~zoo.checkpoints["lineage"].str.endswith(REPEAT_SUFFIX)])
-
-
-def profiles(zoo: ZooTables) -> HeadProfiles:
-    """Head profiles on the probe, as they would be read from head tables."""
-    rows = zoo.profiles[zoo.profiles["task"].isin(PROBE_NAMES) & (zoo.profiles["half"] == -1)]
-    documents = {
-        row["model"]: {
-            "schema_version": SCHEMA_VERSION,
-            "model": {
-                "name": row["model"], "revision": None, "architecture": "LlavaForConditionalGeneration",
-                "layers": int(row["layers"]), "heads": int(row["heads"]),
-                "language_model_parameters": int(row["language_model_parameters"]),
-            },
-            "query": "first_generated", "dtype": "float32", "image_processor": "pil",
-            "tasks": {task: {"fingerprint": "drawn", "n_documents": 256} for task in PROBE_NAMES},
-            "versions": {},
-        }
-        for row in zoo.checkpoints.to_dict("records")
-    }  # fmt: skip
-    return HeadProfiles(rows[[column.name for column in PROFILE_COLUMNS]].reset_index(drop=True), documents)
 
 
 def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY
+from lmms_visual_heads.statistics.answers import answer_text
 from tests.lmms_tasks import InlineTask, PlainWrapper, answers, choices_task, picture, questions, run
 from tests.original import original_checkpoint
 from tests.test_original_adapters import adapter
@@ -59,6 +60,10 @@ def test_answers_and_scores_are_those_of_a_plain_wrapper(tiny: Tiny, tmp_path: P
     heads, answer, metadata = tables(tmp_path)
     assert set(heads.task) == {"one", "beams", "choices"}
     assert answer.groupby("task").size().to_dict() == {"one": 7, "two": 3, "none": 3, "beams": 3, "choices": 4}
+    for task in ("one", "two", "none", "beams"):
+        said = answer[answer.task == task].sort_values("doc_id")["answer"].tolist()
+        assert said == [answer_text(text) for [text] in answers(plain, task)]
+    assert answer[answer.task == "choices"]["answer"].isna().all()
     assert metadata["tasks"]["two"]["n_several_images"] == 3
     assert metadata["tasks"]["none"]["n_without_image"] == 3
 

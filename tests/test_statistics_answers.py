@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmms_visual_heads.statistics.answers import N_TOP_TOKENS, answer_statistics
+from lmms_visual_heads.statistics.answers import N_CHARACTERS, N_TOP_TOKENS, answer_statistics, answer_text
 
 
 def statistics(logits: list[float], **changes: object):
@@ -55,3 +55,10 @@ def test_logits_that_are_not_numbers_leave_the_distribution_missing() -> None:
         assert found.top_tokens == found.top_probabilities == ()
         assert found.answer_log_probability == pytest.approx(-1)
     assert json.dumps(asdict(found))
+
+
+def test_what_is_kept_of_a_text() -> None:
+    assert answer_text("  7\nbecause there are seven") == "7"
+    assert answer_text("\n\n Yes. ") == "Yes."
+    assert answer_text("") == ""
+    assert answer_text("x" * 100) == "x" * N_CHARACTERS

@@ -62,9 +62,11 @@ def fit(
     named = None if lineages is None else read_lineages(lineages)
     measured = read_measured(heads).with_checkpoints(None if checkpoints is None else read_checkpoints(checkpoints))
     labelled = None if not items else read_items(items)
-    predictor = BenchmarkPredictor(level=level).fit(
-        read_profiles(heads), read_scores(scores), named, measured, None if labelled is None else labelled.frame
-    )
+    profiles, known = read_profiles(heads), read_scores(scores)
+    with Console(stderr=True).status("fitting every method, with every group of trainings left out in turn"):
+        predictor = BenchmarkPredictor(level=level).fit(
+            profiles, known, named, measured, None if labelled is None else labelled.frame
+        )
     predictor.save(out)
     for note in [*predictor.notes_, *(() if labelled is None else labelled.notes)]:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)

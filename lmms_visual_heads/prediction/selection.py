@@ -30,7 +30,7 @@ from lmms_visual_heads.prediction.standardising import lineage_mean
 
 Array = npt.NDArray[np.float64]
 
-FOLDS = 12
+FOLDS = 8
 """With more lineages than this they are left out in so many groups, not one by one: CV+ in the place of jackknife+."""
 
 FEWEST_ROWS = 3

@@ -113,7 +113,7 @@ class _TableWriter:
         if not len(frame):
             return 0
         self._record(
-            {c.name: frame[c.name].tolist() if _is_list(c) else frame[c.name].to_numpy() for c in self.columns}
+            {c.name: frame[c.name].tolist() if _is_plain(c) else frame[c.name].to_numpy() for c in self.columns}
         )
         self._recorded.update(document for document, is_new in zip(documents, new, strict=True) if is_new)
         return len(frame)
@@ -462,6 +462,11 @@ class CausalTableWriter(_TableWriter):
 
 def _is_list(column: Column) -> bool:
     return bool(pa.types.is_list(column.type))
+
+
+def _is_plain(column: Column) -> bool:
+    """Whether values go to Arrow as Python's own: lists, and strings, of which a missing one may be NaN."""
+    return _is_list(column) or bool(pa.types.is_string(column.type))
 
 
 def _or_nan(column: Column, value: Any) -> Any:

@@ -1,0 +1,106 @@
+"""What the fitted models answered: votes joined by document, leave-own-lineage-out, and through the predictor's file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmms_visual_heads.features import HeadProfiles
+from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.prediction import BenchmarkPredictor
+from lmms_visual_heads.prediction.references import Votes, agreement_of, votes_of
+from tests.zoo_world import make_zoo
+
+LINEAGES = {"a": "run-1", "b": "run-1", "c": "run-2", "d": "run-3"}
+POINTS = {"a": 90.0, "b": 80.0, "c": 60.0, "d": 55.0}
+
+
+def votes() -> Votes:
+    replies = {
+        "a": pd.Series(["red", "red", "red", "red"], index=[0, 1, 2, 3]),
+        "b": pd.Series(["red", "red", "red", "blue"], index=[0, 1, 2, 3]),
+        "c": pd.Series(["blue", "blue", "red", "blue"], index=[3, 2, 1, 0]),
+        "d": pd.Series(["blue", "red", "blue", "blue", "red"], index=[0, 1, 2, 3, 9]),
+    }
+    found = Votes.of(replies, POINTS, dict.fromkeys(POINTS, 100.0))
+    assert found is not None
+    return found
+
+
+def test_only_prompts_that_all_answered_are_voted_on() -> None:
+    found = votes()
+    assert found.doc_ids.tolist() == [0, 1, 2, 3]
+    assert found.words == ("blue", "red")
+    assert found.codes.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
+
+
+def test_a_new_model_is_compared_on_what_it_answered() -> None:
+    # a outweighs b, c and d on document 0: ln 9 + ln 4 > ln 1.5 + ln 1.2; on document 3 b votes against it.
+    new = pd.Series(["red", "red", "green"], index=[0, 1, 2])
+    assert votes().agreement(new, "new", LINEAGES) == pytest.approx(2 / 3)
+    assert votes().agreement(pd.Series(["red"], index=[3]), "new", LINEAGES) == pytest.approx(1.0)
+    assert np.isnan(votes().agreement(pd.Series(["red"], index=[77]), "new", LINEAGES))
+
+
+def test_a_fitted_model_is_compared_with_other_lineages_only() -> None:
+    own = pd.Series(["red", "red", "red", "red"], index=[0, 1, 2, 3])
+    assert votes().agreement(own, "run-1", LINEAGES) == pytest.approx(0.25)
+
+
+def test_too_few_to_vote_and_nothing_in_common() -> None:
+    one = {"a": pd.Series(["x"], index=[0])}
+    assert Votes.of(one, POINTS, {}) is None
+    assert Votes.of({**one, "c": pd.Series(["x"], index=[1])}, POINTS, {}) is None
+    assert Votes.of({**one, "z": pd.Series(["x"], index=[0])}, POINTS, {}) is None  # no score, no vote
+
+
+def test_votes_survive_a_file_and_a_changed_one_is_refused() -> None:
+    document = json.loads(json.dumps(votes().document()))
+    again = Votes.of_document(document)
+    assert again.words == votes().words
+    np.testing.assert_array_equal(again.codes, votes().codes)
+    for change in ({"codes": [[0, 1]]}, {"weights": [1.0]}, {"codes": [[7, 0, 0, 0]] * 4}):
+        with pytest.raises(ValueError, match="fitted models"):
+            Votes.of_document({**document, **change})
+
+
+def test_missing_answers_give_missing_agreement() -> None:
+    points = np.array([[90.0], [60.0], [40.0]])
+    measured = Measured(replies={("a", "x"): pd.Series(["1"], index=[0]), ("c", "x"): pd.Series(["1"], index=[0])})
+    found = votes_of(measured, ["a", "c", "d"], ["x"], points, np.full_like(points, 10.0))
+    assert set(found) == {"x"}
+    assert found["x"].models == ("a", "c")
+    table = agreement_of(found, measured, ["a", "d", "new"], ["x", "y"], LINEAGES)
+    assert table[0, 0] == pytest.approx(1.0)
+    assert np.isnan(table[1:]).all()
+    assert np.isnan(table[:, 1]).all()
+
+
+def test_the_predictor_uses_agreement_and_keeps_it_in_its_file(tmp_path: Path) -> None:
+    """Confidence says nothing here (a temperature per model, and noise); the answers do."""
+    zoo = make_zoo(lineages=16, benchmarks=3, items=300, seed=5)
+    zoo = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["final"]])
+    lineages = zoo.checkpoints[["model", "lineage"]]
+    new = sorted(set(lineages["lineage"]))[:3]
+    out = lineages["lineage"].isin(new)
+    known, fresh = zoo.only(lineages["model"][~out]), zoo.only(lineages["model"][out])
+    predictor = BenchmarkPredictor().fit(HeadProfiles.of_zoo(known), known.scores, lineages, Measured.of_zoo(known))
+    assert {"own_agreement", "own_agreement_trees"} & set(predictor.methods_["method"])
+    errors = predictor.methods_.groupby("method")["error"].mean()
+    assert (
+        errors[[name for name in errors.index if name.startswith("own_agreement")]].min() < errors["own_answers_free"]
+    )
+    said = predictor.predict(HeadProfiles.of_zoo(fresh), measured=Measured.of_zoo(fresh))
+    assert said["method"].str.startswith("own_agreement").any()
+    actual = fresh.scores.set_index(["model", "benchmark"])["score"] * 100
+    merged = said.set_index(["model", "benchmark"])
+    assert (merged["predicted"] - actual).abs().mean() < 0.7 * (merged["baseline"] - actual).abs().mean()
+    again = BenchmarkPredictor.load(predictor.save(tmp_path / "p.skops"))
+    pd.testing.assert_frame_equal(again.predict(HeadProfiles.of_zoo(fresh), measured=Measured.of_zoo(fresh)), said)
+    # Without answers the same models are predicted by another method, and nothing breaks.
+    without = predictor.predict(HeadProfiles.of_zoo(fresh))
+    assert not without["method"].str.startswith("own_").any()
