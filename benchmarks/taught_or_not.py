@@ -16,17 +16,21 @@ sys.path[:0] = [str(ROOT)]
 
 import numpy as np  # noqa: E402
 
-from lmms_visual_heads.prediction.pooled_forest import PooledForest  # noqa: E402
+from lmms_visual_heads.prediction.catalogue import CHEAP, FREE  # noqa: E402
+from lmms_visual_heads.prediction.methods import Budget, Test, Training  # noqa: E402
+from lmms_visual_heads.prediction.methods_forest import Forest  # noqa: E402
 from lmms_visual_heads.prediction.zoo_data import zoo_data  # noqa: E402
 from lmms_visual_heads.scenes.zoo.settings import proof_settings_path, read_settings  # noqa: E402
 from lmms_visual_heads.tables.zoo import read_zoo_tables  # noqa: E402
 
 WAYS = {
-    "own answers": ("own_answers",),
-    "own causal heads": ("own_causal",),
-    "own heads": ("own_heads",),
-    "probe heads": ("probe_heads",),
-    "metadata, loss, probe accuracy": ("metadata", "loss", "probe_accuracy"),
+    "answers + agreement": Forest("answers + agreement", FREE, agreement=True),
+    "agreement": Forest("agreement", (), agreement=True),
+    "own answers": Forest("own answers", ("own_answers",)),
+    "own causal heads": Forest("own causal heads", ("own_causal",)),
+    "own heads": Forest("own heads", ("own_heads",)),
+    "probe heads": Forest("probe heads", ("probe_heads",)),
+    "metadata, loss, probe accuracy": Forest("cheap", CHEAP),
 }
 
 
@@ -46,13 +50,14 @@ def main(folder: str) -> None:
     found = {"raw confidence, nothing fitted": confidence}
     groups = np.array(data.groups)
     folds = np.random.default_rng(0).permutation(len(groups)) % 8
-    for name, wanted in WAYS.items():
-        x, out = data.evidence(256).stack(wanted)[0], np.empty_like(points)
-        for fold in range(8):
-            here = np.isin(data.lineages, groups[folds == fold])
-            forest = PooledForest().fit(x[~here], points[~here], data.lineages[~here])
-            out[here] = forest.predict(x[here])[0]
-        found[name] = out
+    everything, every = np.ones(len(data.benchmarks), dtype=bool), np.arange(len(data.benchmarks))
+    for fold in range(8):
+        here = np.isin(data.lineages, groups[folds == fold])
+        training, test = Training(data, np.flatnonzero(~here), everything), Test(np.flatnonzero(here), every)
+        for name, forest in WAYS.items():
+            view = forest.view(training, test, Budget(forest.budgets(data)[-1], []))
+            if view is not None:
+                found.setdefault(name, np.full_like(points, np.nan))[here] = view.mean
     print(
         f"| error in points | taught ({(cells & taught).sum()} cells) | never taught ({(cells & ~taught).sum()} cells) |"
     )

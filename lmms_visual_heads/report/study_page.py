@@ -120,7 +120,7 @@ def page(frames: StudyFrames, command: str) -> str:
         "## Trainings repeated from scratch",
         _repeats(frames.which["repeats"]),
         "## Notes",
-        "\n".join(f"- {note}" for note in frames.notes) or "None.",
+        "\n".join(f"- {note}" for note in dict.fromkeys(frames.notes)) or "None.",
         f"Remake: `{command}`",
     ]
     return "\n\n".join(parts) + "\n"
