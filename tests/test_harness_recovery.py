@@ -18,6 +18,7 @@ import torch
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.harness.recording import Document, RunRecorder
+from lmms_visual_heads.statistics.answers import answer_text
 from lmms_visual_heads.tables import journal
 from tests.lmms_tasks import InlineTask, answers, choices_task, picture, questions, run
 
@@ -80,6 +81,9 @@ def test_a_broken_image_costs_nothing_that_was_measured(tiny: Tiny, tmp_path: Pa
     assert len(asked) == 6 - 3 // batch_size * batch_size
     assert resumed == answers(run(model(tiny, tmp_path / "b", batch_size=batch_size), tasks()), "t")
     assert_same_tables(tmp_path / "a", tmp_path / "b")
+    said = tables(tmp_path / "a")[1].set_index("doc_id")["answer"]
+    assert said.sort_index().tolist() == [answer_text(text) for [[text]] in resumed]
+    assert said.str.len().gt(0).any()
 
 
 SCRIPT = """

@@ -85,6 +85,9 @@ def test_reuse_changes_no_answer_and_no_number(tiny: Tiny, tmp_path: Path, kind:
         numbers = one.select_dtypes("number").columns
         assert len(numbers) > 4
         np.testing.assert_allclose(one[numbers], other[numbers], atol=2e-5, rtol=1e-4)
+        if "answer" in one:
+            pd.testing.assert_series_equal(one["answer"], other["answer"])
+            assert one.groupby("task")["answer"].count().to_dict() == {**one.groupby("task").size(), "choices": 0}
 
 
 def test_every_picture_goes_through_the_tower_once(tiny: Tiny, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_answers_and_scores_are_those_of_a_plain_wrapper(tiny: Tiny, tmp_path: P
     assert answer.groupby("task").size().to_dict() == {"one": 7, "two": 3, "none": 3, "beams": 3, "choices": 4}
     for task in ("one", "two", "none", "beams"):
         said = answer[answer.task == task].sort_values("doc_id")["answer"].tolist()
-        assert said == [answer_text(text) for [text] in answers(plain, task)]
+        assert said == [answer_text(text) for [[text]] in answers(plain, task)]
+        assert any(said)
     assert answer[answer.task == "choices"]["answer"].isna().all()
     assert metadata["tasks"]["two"]["n_several_images"] == 3
     assert metadata["tasks"]["none"]["n_without_image"] == 3
@@ -111,13 +112,17 @@ def test_the_table_holds_what_attention_rows_gives(tiny: Tiny, tmp_path: Path, q
 
 
 def test_batches_order_and_limits_do_not_change_a_number(tiny: Tiny, tmp_path: Path) -> None:
-    frames = []
+    frames, said = [], []
     for batch_size, n in ((1, 8), (3, 8), (8, 8)):
         folder = tmp_path / f"{batch_size}"
         model = VisualHeadsLlava(pretrained=str(tiny("llava-llama3")), heads=str(folder), batch_size=batch_size)
-        run(model, [InlineTask("vhead_obj", questions(n))])
+        logged = answers(run(model, [InlineTask("vhead_obj", questions(n))]), "vhead_obj")
         key = ["task", "doc_id", "layer", "head"]
-        frames.append(tables(folder)[0].sort_values(key).reset_index(drop=True))
+        heads, answer, _ = tables(folder)
+        frames.append(heads.sort_values(key).reset_index(drop=True))
+        said.append(answer.sort_values("doc_id")["answer"].tolist())
+        assert said[-1] == [answer_text(text) for [[text]] in logged]
+    assert said[0] == said[1] == said[2]
     for other in frames[1:]:
         pd.testing.assert_frame_equal(frames[0], other, atol=1e-5, rtol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from lmms_visual_heads.features import HeadProfiles
 from lmms_visual_heads.features.measured import Measured
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.references import Votes, agreement_of, votes_of
+from lmms_visual_heads.schema import ANSWER_COLUMNS
+from lmms_visual_heads.tables import AnswerTable
+from tests import synthetic
 from tests.zoo_world import make_zoo
 
 LINEAGES = {"a": "run-1", "b": "run-1", "c": "run-2", "d": "run-3"}
@@ -66,6 +70,35 @@ def test_votes_survive_a_file_and_a_changed_one_is_refused() -> None:
     for change in ({"codes": [[0, 1]]}, {"weights": [1.0]}, {"codes": [[7, 0, 0, 0]] * 4}):
         with pytest.raises(ValueError, match="fitted models"):
             Votes.of_document({**document, **change})
+
+
+def answer_table(said: list[str | None] | None) -> AnswerTable:
+    """Answers to the documents 5, 4, ... of one task; None: a table from before there was such a column."""
+    counts = {"n_images": 1, "n_visual_tokens": 4, "n_prompt_tokens": 9, "n_answer_tokens": 2, "answer_token_index": 0}
+    frame = pd.DataFrame({c.name: [None] * 3 for c in ANSWER_COLUMNS if c.nullable}).assign(
+        task="t", doc_id=[5, 4, 3], **counts, answer=said or [None] * 3
+    )
+    metadata = {**synthetic.metadata("m"), "tasks": {"t": {"fingerprint": "0", "n_documents": 3}}}
+    return AnswerTable.from_frame(frame if said else frame.drop(columns="answer"), metadata)
+
+
+def test_replies_of_a_table_are_its_answers_in_lower_case() -> None:
+    replies = Measured.of_tables([answer_table(["Red", None, "7 cats"])]).replies
+    assert {key: series.to_dict() for key, series in replies.items()} == {("m", "t"): {3: "7 cats", 5: "red"}}
+    assert replies["m", "t"].index.tolist() == [3, 5]
+    assert Measured.of_tables([answer_table([None, None, None])]).replies == {}
+    assert Measured.of_tables([answer_table(None)]).replies == {}
+
+
+def test_replies_of_a_zoo_are_its_clean_ones_as_text() -> None:
+    zoo = make_zoo(lineages=2, benchmarks=2, items=20, seed=1)
+    replies = Measured.of_zoo(zoo).replies
+    clean = zoo.replies[zoo.replies["condition"] == "clean"]
+    assert len(replies) == len(clean) > 0
+    for row in clean.to_dict("records"):
+        said = replies[row["model"], row["benchmark"]]
+        assert said.to_dict() == {doc_id: str(number) for doc_id, number in enumerate(row["answer"])}
+    assert Measured.of_zoo(replace(zoo, replies=zoo.replies.iloc[:0])).replies == {}
 
 
 def test_missing_answers_give_missing_agreement() -> None:

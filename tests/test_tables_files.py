@@ -223,8 +223,9 @@ def test_unknown_and_missing_columns_are_named(tmp_path: Path) -> None:
 def test_answers_round_trip(tmp_path: Path) -> None:
     writer = AnswerTableWriter(tmp_path / "a.answers.parquet")
     counts = {"n_images": 1, "n_visual_tokens": 4, "n_prompt_tokens": 9, "n_answer_tokens": 2, "answer_token_index": 0}
-    assert writer.add("pope", 0, confidence=0.5, top_tokens=[3, 1], top_probabilities=np.array([0.5, 0.25]), **counts)
-    assert not writer.add("pope", 0, confidence=0.9, **counts)
+    top = {"top_tokens": [3, 1], "top_probabilities": np.array([0.5, 0.25])}
+    assert writer.add("pope", 0, confidence=0.5, answer="Yes.", **top, **counts)
+    assert not writer.add("pope", 0, confidence=0.9, answer="no", **counts)
     assert writer.add("pope", 1, item_id="x", **counts)
     with pytest.raises(VisualHeadsError, match="missing: n_images"):
         writer.add("pope", 2, **{**counts, "n_images": None})
@@ -237,6 +238,7 @@ def test_answers_round_trip(tmp_path: Path) -> None:
     assert frame["confidence"].tolist()[0] == 0.5
     assert np.isnan(frame["confidence"][1])
     assert frame["top_tokens"][1] is None
+    assert frame["answer"].dropna().to_dict() == {0: "Yes."}
 
 
 def test_the_sample_of_schema_1_still_reads() -> None:
