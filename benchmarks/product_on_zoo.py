@@ -2,8 +2,9 @@
 
 Head profiles of the probe, answers on own prompts, scores and items come from the tables of a zoo; groups of lineages are left out
 in turn. Printed are mean absolute errors in points and the coverage of 90 % intervals on final checkpoints that were not broken on
-purpose, counting benchmarks left out, without labels and with a few labelled items of each benchmark, beside the same items
-scored directly and drawn to the references' mean. Small models trained on drawn scenes.
+purpose, counting benchmarks left out, without labels (256 answered prompts of each benchmark) and with labels for some of them,
+beside the same items scored directly and drawn to the references' mean: not the same cost, because the prompts without a label
+are answered, too. Small models trained on drawn scenes.
 
     python benchmarks/product_on_zoo.py reports/prediction/tables/development
     python benchmarks/product_on_zoo.py reports/prediction/tables/development --lockbox reports/prediction/tables/second
@@ -15,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,8 @@ from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
 from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
 
 LABELS = (0, 16, 32, 128)
+PROMPTS = 256
+"""Own prompts of each benchmark that every checkpoint has answered; labelled items are some of them."""
 
 
 def main() -> None:
@@ -46,12 +50,12 @@ def main() -> None:
         begun = time.perf_counter()
         lineages = training.checkpoints[["model", "lineage"]]
         predictor = BenchmarkPredictor().fit(
-            HeadProfiles.of_zoo(training), training.scores, lineages, Measured.of_zoo(training)
+            HeadProfiles.of_zoo(training), training.scores, lineages, measured(training)
         )
         print(f"fitted on {len(lineages)} checkpoints in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         for labels in asked.labels:
             items = None if labels == 0 else labelled(tested, labels)
-            found = predictor.predict(HeadProfiles.of_zoo(tested), measured=Measured.of_zoo(tested), items=items)
+            found = predictor.predict(HeadProfiles.of_zoo(tested), measured=measured(tested), items=items)
             rows.append(found.assign(labels=labels))
     print(summary(pd.concat(rows), zoo, asked.lockbox).to_markdown(index=False))
 
@@ -79,11 +83,20 @@ def without_repeats(zoo: ZooTables) -> ZooTables:
     return zoo.only(zoo.checkpoints["model"][~zoo.checkpoints["lineage"].str.endswith(REPEAT_SUFFIX)])
 
 
+def measured(zoo: ZooTables) -> Measured:
+    """Answers to the first `PROMPTS` prompts of each benchmark, and the cuts."""
+    every = Measured.of_zoo(zoo)
+    first = {
+        name: {key: said[:PROMPTS] for key, said in getattr(every, name).items()} for name in ("prompts", "replies")
+    }
+    return replace(every, **first)
+
+
 def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:
     """The same `n` random items of each benchmark for every checkpoint, as an item table."""
     frames = []
     for row in zoo.items[zoo.items["condition"] == "clean"].to_dict("records"):
-        chosen = np.random.default_rng(7).permutation(len(row["correct"]))[:n]
+        chosen = np.random.default_rng(7).permutation(PROMPTS)[:n]
         correct = row["correct"][chosen].astype(float)
         frames.append(
             pd.DataFrame({"model": row["model"], "benchmark": row["benchmark"], "doc_id": chosen, "correct": correct})
