@@ -125,7 +125,7 @@ class TestEstimator:
     def test_it_is_the_studys_forest(self) -> None:
         # Four benchmarks of two models: weights differ by a power of two, so that no rounding breaks a tie another way.
         world, new = step_world(0, benchmarks=4), step_world(1, benchmarks=4)
-        trees = fitted_on(world)
+        trees = fitted_on(world, n_trees=60)
         forest = PooledForest(per_benchmark=True).fit(world["x"], world["y"], world["groups"])
         np.testing.assert_array_equal(trees.residuals_, forest.residuals_.ravel())
         np.testing.assert_array_equal(trees.sizes_, np.abs(forest.residuals_ / forest.spread_).ravel())

@@ -40,7 +40,8 @@ class PooledTrees(RegressorMixin, BaseEstimator):
     check : sequence of int
         Columns of the second view; none: one view.
     n_trees, n_folds : int
-        Trees, and groups of lineages that are left out in turn.
+        Trees, and groups of lineages that are left out in turn. On the development zoo 30 trees err as little as the study's 60,
+        and a predictor fits them many times.
     random_state : int
 
     Attributes
@@ -59,7 +60,7 @@ class PooledTrees(RegressorMixin, BaseEstimator):
     n_features_in_ : int
     """
 
-    def __init__(self, check: Sequence[int] = (), n_trees: int = 60, n_folds: int = 4, random_state: int = 0) -> None:
+    def __init__(self, check: Sequence[int] = (), n_trees: int = 30, n_folds: int = 4, random_state: int = 0) -> None:
         self.check = check
         self.n_trees = n_trees
         self.n_folds = n_folds
