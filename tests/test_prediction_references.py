@@ -13,6 +13,7 @@ import pytest
 from lmms_visual_heads.features import HeadProfiles
 from lmms_visual_heads.features.measured import Measured
 from lmms_visual_heads.prediction import BenchmarkPredictor
+from lmms_visual_heads.prediction.estimators_trees import PooledTrees
 from lmms_visual_heads.prediction.references import Votes, agreement_of, votes_of
 from lmms_visual_heads.schema import ANSWER_COLUMNS
 from lmms_visual_heads.tables import AnswerTable
@@ -134,6 +135,30 @@ def test_the_predictor_uses_agreement_and_keeps_it_in_its_file(tmp_path: Path) -
     assert (merged["predicted"] - actual).abs().mean() < 0.7 * (merged["baseline"] - actual).abs().mean()
     again = BenchmarkPredictor.load(predictor.save(tmp_path / "p.skops"))
     pd.testing.assert_frame_equal(again.predict(HeadProfiles.of_zoo(fresh), measured=Measured.of_zoo(fresh)), said)
+    # Sure of everything, saying the same: the views differ, which is said, and intervals widen.
+    sure = Measured.of_zoo(fresh)
+    sure.answers["confidence"], sure.answers["entropy"] = 0.999, 0.001
+    warned = predictor.predict(HeadProfiles.of_zoo(fresh), measured=sure)
+    by_trees = said["method"] == "own_agreement_trees"
+    if by_trees.any():
+        width, usual = warned["high"] - warned["low"], said["high"] - said["low"]
+        assert width[by_trees].mean() > usual[by_trees].mean()
     # Without answers the same models are predicted by another method, and nothing breaks.
     without = predictor.predict(HeadProfiles.of_zoo(fresh))
     assert not without["method"].str.startswith("own_").any()
+
+
+def test_a_confidence_that_the_agreement_contradicts_is_noticed() -> None:
+    """Columns: confidence, agreement. A new model is as sure as the best and agrees as the middle ones do."""
+    random = np.random.default_rng(0)
+    truth = random.uniform(0, 100, 200)
+    columns = np.stack([truth / 100 + random.normal(0, 0.02, 200), truth / 100 + random.normal(0, 0.05, 200)], axis=1)
+    trees = PooledTrees(check=(1,)).fit(columns, truth, np.repeat(np.arange(40), 5).astype(str))
+    usual, odd = np.array([[0.5, 0.5]]), np.array([[0.95, 0.5]])
+    assert trees.excess(usual)[0] < 1 < trees.excess(odd)[0]
+    mean, spread = trees.predict_with_spread(odd)
+    one = PooledTrees().fit(columns, truth, np.repeat(np.arange(40), 5).astype(str))
+    plain, narrow = one.predict_with_spread(odd)
+    assert mean[0] < plain[0] - 5
+    assert spread[0] > 1.5 * narrow[0]
+    assert one.excess(odd)[0] == 0

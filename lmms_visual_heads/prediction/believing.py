@@ -32,6 +32,9 @@ Array = npt.NDArray[np.float64]
 SURPRISING = 2.0
 """From this many times the expected size on, what came is said to contradict the prediction."""
 
+NOTABLE_EXCESS = 2.0
+"""Two views that are this many times farther apart than nine of ten left-out scores are worth a flag."""
+
 _SPREAD_OF_CONFIDENCE = 0.3
 """Standard deviation of a confidence over prompts where it is not known."""
 
@@ -110,6 +113,8 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
         extra.append(flags.OUTSIDE)
     extra += _missing(evidence, fitted, values)
     X = values[None]
+    if fitted.model.is_local and fitted.model.estimator.excess(X)[0] > NOTABLE_EXCESS:
+        extra.append(flags.VIEWS_DIFFER)
     lineage = predictor.lineages_.get(evidence.model)
     center = float(fitted.model.predict(X)[0])
     if lineage in fitted.model.left_out:

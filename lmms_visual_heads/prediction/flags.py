@@ -16,6 +16,7 @@ DIFFERENT_PROCESSOR = "different_image_processor"
 UNKNOWN_SIZE = "unknown_size"
 LABELLED = "labelled"
 LABELS_CONTRADICT = "labels_contradict"
+VIEWS_DIFFER = "views_differ"
 FEWER_PROMPTS = "fewer_prompts"
 FORCED_QUERY = "forced:other_query"
 FORCED_PROBE = "forced:other_probe"
@@ -31,6 +32,7 @@ FLAG_WORDS = MappingProxyType(
         KNOWN: "not predicted: this is the score that was given as known, with its sampling interval",
         LABELLED: "blended with labelled items of this benchmark; the baseline is those items scored directly, drawn to the mean",
         LABELS_CONTRADICT: "what was measured lies far from what was predicted: the model is unlike the fitted ones; widened",
+        VIEWS_DIFFER: "confidence and agreement contradict each other as in no fitted model: confidence counts less, widened",
         FEWER_PROMPTS: "answered fewer than half of the fitted models' own prompts: the interval is widened",
         FEWER_DOCUMENTS: "probed on fewer than half of the documents of the fitted models",
         DIFFERENT_DTYPE: "measured in another dtype than the fitted models",
