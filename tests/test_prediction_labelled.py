@@ -18,6 +18,7 @@ from lmms_visual_heads.prediction.labelled import (
     item_noise,
     label_posterior,
     labelled_of,
+    shared_luck_factor,
     shrunk_direct,
 )
 from lmms_visual_heads.prediction.ppi import APPROXIMATE, EXACT, prediction_powered_mean
@@ -248,3 +249,29 @@ class TestPredictionPowered:
     def test_bad_input(self, arguments: Any, words: str) -> None:
         with pytest.raises(VisualHeadsError, match=words):
             prediction_powered_mean(*arguments)
+
+
+def test_luck_that_prediction_and_labels_share_widens_the_interval() -> None:
+    """256 prompts of 2,000 items, 64 of them labelled; the prediction sees all 256 with an error of its own of 3 points."""
+    random = np.random.default_rng(0)
+    own, z, inside, plain, factors = 3.0, stats.norm.ppf(0.95), 0, 0, []
+    draws = 600
+    for _ in range(draws):
+        items = random.random(2000) < random.uniform(0.3, 0.7)
+        score = 100 * items.mean()
+        prompts = items[:256].astype(float)
+        std = np.hypot(own, 100 * np.sqrt(0.25 / 256 * (1 - 256 / 2000)))
+        predicted = 100 * prompts.mean() + random.normal(0, own)
+        # Confidences say nothing here, so the labels' plain mean is their estimate.
+        labelled = LabelledItems(prompts[:64], np.full(64, 0.5), np.full(192, 0.5))
+        after = label_posterior(Prior(predicted, float(std)), labelled, population=2000)
+        factor = shared_luck_factor(float(std), after, labelled, 2000)
+        factors.append(factor)
+        plain += abs(after.mean - score) <= z * after.std
+        inside += abs(after.mean - score) <= factor * z * after.std
+    assert plain / draws < 0.88
+    assert 0.87 < inside / draws < 0.95
+    assert 1.05 < np.median(factors) < 1.6
+    alone = LabelledItems(np.ones(5), np.full(5, np.nan), np.zeros(0))
+    told = label_posterior(Prior(50.0, 10.0), alone, population=5)
+    assert shared_luck_factor(10.0, told, alone, 5) == pytest.approx(1.0)

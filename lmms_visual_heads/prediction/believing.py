@@ -18,7 +18,7 @@ from lmms_visual_heads.prediction import flags
 from lmms_visual_heads.prediction.conditioning import Belief, Conditioned, Known, condition_on, residual_correlation
 from lmms_visual_heads.prediction.declared_methods import MEAN, PROBE_HEADS, has_evidence, method_named
 from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, HIGH, LOW, sampling_interval
-from lmms_visual_heads.prediction.labelled import LabelledItems, Prior, shrunk_direct
+from lmms_visual_heads.prediction.labelled import LabelledItems, Prior, shared_luck_factor, shrunk_direct
 from lmms_visual_heads.prediction.protocol import in_range
 from lmms_visual_heads.prediction.selection import FittedMethod, best_method
 from lmms_visual_heads.prediction.standardising import lineage_weights
@@ -218,7 +218,16 @@ def _labelled_cell(
     between = predictor.benchmarks_.set_index("benchmark")["between"].to_dict()[name]
     baseline = shrunk_direct(Prior(cell.baseline, max(between, 1.0)), items.correct)
     method = f"{cell.method}+{len(items.correct)} labels"
-    low, high = max(LOW, center - (after.mean - after.low)), min(HIGH, center + (after.high - after.mean))
+    wider = 1.0
+    if cell.method != MEAN and method_named(_stored(predictor, name, cell.method)).own_prompts:
+        population = predictor.populations_.get(name)
+        wider = shared_luck_factor(
+            cell.half / float(stats.norm.ppf((1 + predictor.level) / 2)), after, items, population
+        )
+    low, high = (
+        max(LOW, center - wider * (after.mean - after.low)),
+        min(HIGH, center + wider * (after.high - after.mean)),
+    )
     return Cell(method, center, low, high, baseline, (*own, flags.LABELLED))
 
 

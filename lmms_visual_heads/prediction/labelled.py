@@ -234,6 +234,33 @@ def shrunk_direct(prior: Prior, correct: npt.ArrayLike) -> float:
     return float((100 * y.mean() / noise + prior.mean / prior.std**2) / (1 / noise + prior.std**-2))
 
 
+def shared_luck_factor(std: float, after: LabelPosterior, items: LabelledItems, population: int | None) -> float:
+    """What an interval is multiplied by because prediction and labels come from the same prompts, at least 1.
+
+    How easy the N prompts are by luck, variance u = p (1 - p) / N (1 - N / population), is in a prediction from their answers and
+    in the labels of n of them alike: the two err together by u and apart by what is left, e and v. Their blend then has variance
+    u + e v / (e + v), where blending them as strangers promises less.
+
+    Parameters
+    ----------
+    std : float
+        Standard deviation of the prediction before the labels, points.
+    after : LabelPosterior
+    items : LabelledItems
+        With the confidences of the prompts that have no label.
+    population : int or None
+        Items of the whole benchmark; None: many.
+    """
+    n_prompts = len(items.correct) + len(items.unlabelled)
+    p = float(np.clip(after.mean / 100, 0.02, 0.98))
+    left = 1.0 if population is None else max(1 - n_prompts / population, 0.0)
+    shared = 1e4 * p * (1 - p) / n_prompts * left
+    before, labels = std**2, 1e4 * after.difference.variance
+    apart = [max(variance - shared, 0.05 * variance) for variance in (before, labels)]
+    together = shared + apart[0] * apart[1] / sum(apart)
+    return float(np.sqrt(max(together / (before * labels / (before + labels)), 1.0)))
+
+
 def item_noise(points: float, n_items: int | float, level: float = 0.9) -> float:
     """Half-width in points that drawing `n_items` right-or-wrong items by itself gives a score of `points`, at `level`."""
     p = float(np.clip(points / 100, 0.02, 0.98))
@@ -276,5 +303,6 @@ __all__ = [
     "item_noise",
     "label_posterior",
     "labelled_of",
+    "shared_luck_factor",
     "shrunk_direct",
 ]
