@@ -46,7 +46,8 @@ def predict(
 
     Every row has its interval, its baseline (the mean of the trainings that the predictor was fitted on; with labelled items
     those items scored directly, drawn to that mean) and the method behind it. Answer and causal tables beside the head tables
-    are used: an unlabelled run over 32 prompts of a benchmark (--tasks BENCHMARK --limit 32) usually says more than the probe.
+    are used: an unlabelled run over 32 prompts of a benchmark (--tasks BENCHMARK --limit 32) usually says more than the probe, most
+    of all where the fitted checkpoints answered the same prompts.
 
     Examples:
 
