@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.prediction import methods as m
 from lmms_visual_heads.prediction import metrics
-from lmms_visual_heads.prediction.catalogue import methods_of
+from lmms_visual_heads.prediction.catalogue import FREE, methods_of
 from lmms_visual_heads.prediction.methods import Budget, Features, RawConfidence, Spread, Training
 from lmms_visual_heads.prediction.methods_adaptive import Cells, LabelsCorrectAnswers, corrected, learn_balance
+from lmms_visual_heads.prediction.methods_forest import Forest, TwoViews
 from lmms_visual_heads.prediction.methods_labelled import Direct
 from lmms_visual_heads.prediction.methods_process import NextCheckpoint
 from lmms_visual_heads.prediction.trial_frames import differences, lineage_errors, summary
@@ -30,6 +33,7 @@ from tests.zoo_world import make_zoo
 
 MEAN, ANSWERS = Features("mean"), Features("answers", ("own_answers",))
 HEADS, CAUSAL = Features("heads", ("own_heads",)), Features("causal", ("own_causal",))
+AGREED = Forest("agreement", (), agreement=True)
 NEW = Protocol(settings=("new_lineage",), n_folds=6, draws=1)
 
 
@@ -80,7 +84,16 @@ def test_every_lineage_is_left_out_once(data: ZooData) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [ANSWERS, LabelsCorrectAnswers("labels"), Direct("direct", True)], ids=lambda one: one.name
+    "method",
+    [
+        ANSWERS,
+        AGREED,
+        TwoViews("two views", FREE),
+        LabelsCorrectAnswers("labels"),
+        LabelsCorrectAnswers("labels and agreement", agreement=True),
+        Direct("direct", True),
+    ],
+    ids=lambda one: one.name,
 )
 def test_scores_of_the_left_out_lineage_change_nothing(tables: ZooTables, data: ZooData, method: object) -> None:
     """Other scores of the tested lineage, and other labels of items that were not drawn, leave its predictions as they are."""
@@ -133,6 +146,19 @@ def test_permuted_models_show_no_skill(data: ZooData, block: str) -> None:
     assert np.mean(gains) > 0.93
 
 
+def test_answers_dealt_to_other_lineages_agree_about_nothing(data: ZooData) -> None:
+    """Agreement of somebody else's answers says nothing of a model's score; that of its own does."""
+    random = np.random.default_rng(1)
+    gains = []
+    for _ in range(2):
+        order = np.arange(len(data.models)).reshape(-1, 3)[random.permutation(len(data.groups))].ravel()
+        dealt = {condition: [said[order] for said in several] for condition, several in data.replies.items()}
+        found = errors(replace(data, replies=dealt), MEAN, AGREED)
+        gains.append(found["agreement"] / found["mean"])
+    assert np.mean(gains) > 0.85
+    assert errors(data, AGREED)["agreement"] < 0.4 * errors(data, MEAN)["mean"]
+
+
 def test_random_labels_show_no_skill(tables: ZooTables) -> None:
     """Scores dealt to other lineages: no method without labels is better than the mean, and no permutation test is impressed."""
     random = np.random.default_rng(5)
@@ -141,9 +167,9 @@ def test_random_labels_show_no_skill(tables: ZooTables) -> None:
     scores = tables.scores.copy()
     scores["model"] = [f"{dealt[name.rpartition('-')[0]]}-{name.rpartition('-')[2]}" for name in scores["model"]]
     world = zoo_data(with_frames(tables, scores=scores, items=tables.items.iloc[:0]))
-    trials = run_trials(world, lambda setting: (MEAN, ANSWERS, CAUSAL, HEADS), NEW)
+    trials = run_trials(world, lambda setting: (MEAN, ANSWERS, CAUSAL, HEADS, AGREED), NEW)
     table = summary(trials[trials["stratum"] != "broken"]).set_index("method")
-    for name in ("answers", "causal", "heads"):
+    for name in ("answers", "causal", "heads", "agreement"):
         assert table.loc[name, "error"] > 0.93 * table.loc["mean", "error"]
         assert table.loc[name, "p"] > 0.02
         assert table.loc[name, "r2"] < 0.1
