@@ -10,7 +10,8 @@ import pytest
 
 from lmms_visual_heads.cli import main
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.prediction import catalogue
+from lmms_visual_heads.prediction import catalogue, methods_adaptive, methods_labelled
+from lmms_visual_heads.prediction.methods_forest import TwoViews
 from lmms_visual_heads.prediction.trials import Protocol
 from lmms_visual_heads.prediction.which_heads import depths, head_maps, repeats, split_half, stability
 from lmms_visual_heads.report.study import check_frozen, freeze, open_lock_box, write_study
@@ -21,15 +22,16 @@ SMALL = {"benchmarks": 3, "items": 64}
 pytestmark = pytest.mark.xdist_group("study")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # the worker may run other modules' tests in between
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
     write_zoo_tables(make_zoo(lineages=9, repeats=1, **SMALL), root / "zoo")
     write_zoo_tables(make_zoo(lineages=3, seed=7, prefix="locked", **SMALL), root / "locked")
     seen: list[tuple[str, int, int]] = []
     with pytest.MonkeyPatch.context() as patch:  # one forest is enough here
-        forests = tuple(m for m in catalogue.FORESTS if m.name == catalogue.BEST_LABEL_FREE)
-        patch.setattr(catalogue, "FORESTS", forests)
+        patch.setattr(catalogue, "FORESTS", (TwoViews(catalogue.BEST_LABEL_FREE, catalogue.FREE, (64,)),))
+        for module in (methods_labelled, methods_adaptive):
+            patch.setattr(module, "PASSES", (16.0, 32.0))
         freeze(root / "features.json")
         write_study(
             root / "zoo", root / "out", root / "locked", root / "features.json", Protocol(n_folds=3, draws=1),
