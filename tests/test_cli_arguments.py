@@ -1,10 +1,14 @@
-"""`--heads A B C` as one types it."""
+"""`--heads A B C` as one types it, and the commands that there are."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from pathlib import Path
 
-from lmms_visual_heads.cli import spread_variadic
+import pytest
+from typer.main import get_command
+
+from lmms_visual_heads.cli import app, spread_variadic
 
 
 @pytest.mark.parametrize(
@@ -20,3 +24,11 @@ from lmms_visual_heads.cli import spread_variadic
 )
 def test_values_after_one_option_are_spread(typed: str, meant: str) -> None:
     assert spread_variadic(typed.split()) == meant.split()
+
+
+def test_every_command_that_the_readme_names_is_there() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    named = set(re.findall(r"^visual-heads ([a-z][a-z-]*)", readme, flags=re.MULTILINE))
+    named |= set(re.findall(r"`visual-heads ([a-z][a-z-]*)", readme))
+    assert {"fit", "predict", "estimate", "plan", "report"} <= named
+    assert named <= set(get_command(app).commands)  # type: ignore[attr-defined]

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from scipy.special import expit
 from typer.testing import CliRunner
 
-from lmms_visual_heads.cli.estimate import estimate
-from lmms_visual_heads.cli.fit import fit
-from lmms_visual_heads.cli.plan import plan
-from lmms_visual_heads.cli.predict import predict
+from lmms_visual_heads.cli import app
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles
 from lmms_visual_heads.features.measured import Measured, answer_means, read_checkpoints, read_measured
@@ -357,13 +353,6 @@ class TestFiles:
         assert set(frame["method"]) == {"probe_heads"}
         known = made.scores[made.scores["benchmark"] == "scenes_color"]
         assert (old.predict(new, known=known)["flags"] == "known").sum() == 2
-
-
-app = typer.Typer()
-app.command()(estimate)
-app.command()(fit)
-app.command()(predict)
-app.command()(plan)
 
 
 def typed(*arguments: str | Path) -> tuple[str, str]:

@@ -14,7 +14,20 @@ from lmms_visual_heads.errors import VisualHeadsError
 VARIADIC = frozenset({"--heads", "--items", "--results"})
 """Options that take several values in a row: `--heads A B C` means `--heads A --heads B --heads C`."""
 
-_VERBS = ("check", "models", "convert", "sweep", "scores", "fit", "predict", "plan", "study", "report", "demo")
+_VERBS = (
+    "check",
+    "models",
+    "convert",
+    "sweep",
+    "scores",
+    "fit",
+    "predict",
+    "estimate",
+    "plan",
+    "study",
+    "report",
+    "demo",
+)
 
 app = typer.Typer(
     name="visual-heads",
