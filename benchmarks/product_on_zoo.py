@@ -45,30 +45,32 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="*", default=LABELS, help="labelled items of each benchmark")
     asked = parser.parse_args()
     zoo = without_repeats(read_zoo_tables(asked.zoo))
+    judged = zoo if asked.lockbox is None else read_zoo_tables(asked.lockbox)
     rows = []
-    for training, tested in parts(zoo, asked.folds, asked.lockbox):
+    for training, tested in parts(zoo, judged, asked.folds):
         begun = time.perf_counter()
         lineages = training.checkpoints[["model", "lineage"]]
         predictor = BenchmarkPredictor().fit(
             HeadProfiles.of_zoo(training), training.scores, lineages, measured(training)
         )
         print(f"fitted on {len(lineages)} checkpoints in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        heads, answers = HeadProfiles.of_zoo(tested), measured(tested)
         for labels in asked.labels:
             items = None if labels == 0 else labelled(tested, labels)
-            found = predictor.predict(HeadProfiles.of_zoo(tested), measured=measured(tested), items=items)
+            found = predictor.predict(heads, measured=answers, items=items)
             rows.append(found.assign(labels=labels))
-    print(summary(pd.concat(rows), zoo, asked.lockbox).to_markdown(index=False))
+    print(summary(pd.concat(rows), judged).to_markdown(index=False))
 
 
-def parts(zoo: ZooTables, folds: int, lockbox: str | None) -> Iterator[tuple[ZooTables, ZooTables]]:
-    """What is fitted on and what is tested: final checkpoints that were not broken on purpose."""
+def parts(zoo: ZooTables, judged: ZooTables, folds: int) -> Iterator[tuple[ZooTables, ZooTables]]:
+    """What is fitted on, and what is tested of `judged` (`zoo` itself: fold by fold): finals that were not broken on purpose."""
 
     def good(tables: ZooTables) -> ZooTables:
         c = tables.checkpoints
         return tables.only(c["model"][c["final"] & (c["stratum"] != "broken")])
 
-    if lockbox is not None:
-        yield zoo, good(read_zoo_tables(lockbox))
+    if judged is not zoo:
+        yield zoo, good(judged)
         return
     lineages = sorted(set(zoo.checkpoints["lineage"]))
     order = np.random.default_rng(0).permutation(len(lineages))
@@ -104,10 +106,9 @@ def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summary(found: pd.DataFrame, zoo: ZooTables, lockbox: str | None) -> pd.DataFrame:
+def summary(found: pd.DataFrame, zoo: ZooTables) -> pd.DataFrame:
     """One row per number of labels: errors, their ratio, coverage, and which methods spoke."""
-    scores = zoo.scores if lockbox is None else read_zoo_tables(lockbox).scores
-    actual = scores.assign(actual=100 * scores["score"] / scores["scale"])[["model", "benchmark", "actual"]]
+    actual = zoo.scores.assign(actual=100 * zoo.scores["score"] / zoo.scores["scale"])[["model", "benchmark", "actual"]]
     judged = found.merge(actual, on=["model", "benchmark"])
     judged = judged[judged["benchmark"].isin(zoo.benchmarks["benchmark"][~zoo.benchmarks["counting"]])]
     rows = []

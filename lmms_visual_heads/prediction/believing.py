@@ -116,7 +116,7 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
     if fitted.model.is_local and fitted.model.estimator.excess(X)[0] > NOTABLE_EXCESS:
         extra.append(flags.VIEWS_DIFFER)
     lineage = predictor.lineages_.get(evidence.model)
-    center = float(fitted.model.predict(X)[0])
+    plain = center = float(fitted.model.predict(X)[0])
     if lineage in fitted.model.left_out:
         extra.append(flags.IN_TRAINING)
         center = float(in_range(fitted.model.left_out[lineage].predict(X))[0])
@@ -125,7 +125,7 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
         if evidence.model in fitted.models and len(seen):
             residual = fitted.model.errors.residuals[fitted.models.index(evidence.model)]
             center = float(seen["actual"].iloc[0] - residual)
-    shift = center - float(fitted.model.predict(X)[0])
+    shift = center - plain
     low, high = fitted.model.intervals(X, predictor.level, np.array([1.0 + overshoot]))[0] + shift
     low, high = float(np.clip(low, LOW, center)), float(np.clip(high, center, HIGH))
     if is_mean(fitted.model.estimator) and abs(center - mean) < 1e-9:

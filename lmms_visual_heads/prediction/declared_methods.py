@@ -59,10 +59,10 @@ class DeclaredMethod:
 
     def __post_init__(self) -> None:
         for column in self.columns:
+            if column == AGREEMENT:
+                continue
             block, _, feature = column.partition(".")
-            if (column != AGREEMENT and block not in BLOCKS) or (
-                column != AGREEMENT and feature and feature not in {item.name for item in BLOCKS[block]}
-            ):
+            if block not in BLOCKS or (feature and feature not in {item.name for item in BLOCKS[block]}):
                 raise ValueError(f"method {self.name} names {column}, which is not declared")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"method {self.name} needs an estimator out of {', '.join(ESTIMATORS)}")
@@ -102,7 +102,7 @@ METHODS = (
         ("own_answers",),
         "trees",
     ),
-    DeclaredMethod("own_agreement", f"{_AGREED}", (*_FREE, AGREEMENT), "pooled"),
+    DeclaredMethod("own_agreement", _AGREED, (*_FREE, AGREEMENT), "pooled"),
     DeclaredMethod("own_agreement_trees", f"{_AGREED}, by trees", (*_FREE, AGREEMENT), "checked_trees"),
     DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
     DeclaredMethod(

@@ -196,21 +196,24 @@ class TreesOfBenchmark:
 
     def predict(self, X: npt.ArrayLike) -> Array:
         """Points, shape [n]."""
-        return self.pooled.predict(X, np.full(len(np.asarray(X)), self.benchmark))
+        return self.pooled.predict(X, self._names(X))
 
     def half_width(self, X: npt.ArrayLike, level: float) -> Array:
         """Half-width of intervals that cover `level` of new lineages, points, [n]."""
-        spread = self.pooled.predict_with_spread(X, np.full(len(np.asarray(X)), self.benchmark))[1]
+        spread = self.pooled.predict_with_spread(X, self._names(X))[1]
         return self.pooled.factor(level) * spread
 
     def excess(self, X: npt.ArrayLike) -> Array:
         """As `PooledTrees.excess`."""
-        return self.pooled.excess(X, np.full(len(np.asarray(X)), self.benchmark))
+        return self.pooled.excess(X, self._names(X))
 
     def std(self, X: npt.ArrayLike) -> Array:
         """Standard deviation of the error on a new lineage, points, [n]."""
-        spread = self.pooled.predict_with_spread(X, np.full(len(np.asarray(X)), self.benchmark))[1]
+        spread = self.pooled.predict_with_spread(X, self._names(X))[1]
         return self.pooled.relative_std() * spread
+
+    def _names(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
+        return np.full(len(np.asarray(X)), self.benchmark)
 
 
 __all__ = ["PooledTrees", "TreesOfBenchmark"]

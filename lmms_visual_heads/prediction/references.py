@@ -87,7 +87,7 @@ class Votes:
         # An answer that no fitted model gave agrees with none of them.
         own = np.array([code.get(word, len(self.words)) for word in replies[there]])
         said = np.vstack([self.codes[:, place[there]], own])
-        groups = np.array([*(lineages[model] for model in self.models), lineage])
+        groups = np.array([*("own" if lineages[model] == lineage else "other" for model in self.models), "own"])
         return float(agreement(said, np.append(self.weights, 0.0), groups, slice(None))[-1])
 
     def document(self) -> dict[str, Any]:
