@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.attention import visual_heads_attention
 from lmms_visual_heads.capture.cut import VisualCut, check_can_cut, shared_start
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.tiny import KINDS, QUESTION, noise_image
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Callable[[str], Path]) -> Callable[[str], VisualModel]:
-    models: dict[str, VisualModel] = {}
-
-    def get(kind: str) -> VisualModel:
-        if kind not in models:
-            models[kind] = load_model(tiny(kind), device="cpu")
-        return models[kind]
-
-    return get
 
 
 def visual_of(encoded: Encoded) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from lmms_visual_heads import load_model
 from lmms_visual_heads.capture import attention
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.capture.reader import ForwardReader
@@ -19,18 +17,6 @@ from lmms_visual_heads.errors import VisualHeadsError
 from tests.tiny import KINDS, QUESTION, noise_image
 
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Callable[[str], Path]) -> Callable[[str], VisualModel]:
-    models: dict[str, VisualModel] = {}
-
-    def get(kind: str) -> VisualModel:
-        if kind not in models:
-            models[kind] = load_model(tiny(kind), device="cpu")
-        return models[kind]
-
-    return get
 
 
 @torch.inference_mode()

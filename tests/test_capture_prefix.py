@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,25 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.prefix import common_prefix
 from tests.tiny import KINDS, noise_image
 
-Tiny = Callable[[str], Path]
 WORDS = ("How many of these are there?", "How many people are pictured? Look twice.", "What color is the circle?")
 CLOSE: dict[str, float] = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Tiny) -> Callable[[str], Any]:
-    models: dict[str, Any] = {}
-
-    def get(kind: str) -> Any:
-        if kind not in models:
-            models[kind] = load_model(tiny(kind), device="cpu", dtype="float32")
-        return models[kind]
-
-    return get
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=5))

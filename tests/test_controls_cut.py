@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.attention import ATTENTION_NAME, visual_heads_attention
 from lmms_visual_heads.checkpoints.causal import LEVELS, Knockout, KnockoutMeter, blank_image, cuts_of
 from lmms_visual_heads.checkpoints.encoding import Encoded
@@ -22,18 +20,6 @@ from lmms_visual_heads.errors import VisualHeadsError
 from tests.tiny import KINDS, QUESTION, noise_image
 
 BLANK = 7
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Callable[[str], Path]) -> Callable[[str], VisualModel]:
-    models: dict[str, VisualModel] = {}
-
-    def get(kind: str) -> VisualModel:
-        if kind not in models:
-            models[kind] = load_model(tiny(kind), device="cpu")
-        return models[kind]
-
-    return get
 
 
 @torch.inference_mode()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lmms_visual_heads.prediction.intervals import pooled_factor, usual_gap
 from lmms_visual_heads.prediction.methods import Budget, Test, Training
 from lmms_visual_heads.prediction.methods_forest import Forest, factor
-from lmms_visual_heads.prediction.pooled_forest import PooledForest
+from lmms_visual_heads.prediction.pooled_forest import PooledForest, blended
 from lmms_visual_heads.prediction.zoo_data import zoo_data
 from tests.zoo_world import make_zoo
 
@@ -76,3 +77,32 @@ def test_intervals_cover_and_widen_with_few_lineages() -> None:
     many = few.n_lineages
     assert many == 6
     assert factor(forest, few) > 1.2 * np.median(np.abs(forest.residuals_) / forest.spread_)
+
+
+def test_factor_and_usual_gap_of_a_table_are_those_of_its_known_cells() -> None:
+    """Against a list of cells in which every lineage's known cells share the weight that its rows would have."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat([f"l{i:02d}" for i in range(18)], rng.integers(1, 4, 18))
+    sizes = rng.exponential(size=(len(groups), 3))
+    sizes[rng.random(sizes.shape) < 0.2] = np.nan
+    cells = [
+        (value, 1 / (groups == group).sum())
+        for group, row in zip(groups, sizes, strict=True)
+        for value in row
+        if np.isfinite(value)
+    ]
+    total = sum(weight for _, weight in cells)
+
+    def smallest(level: float) -> float:
+        return min(v for v, _ in cells if sum(w for size, w in cells if size <= v) >= level * total - 1e-9)
+
+    assert pooled_factor(sizes, groups, 0.8) == smallest(0.8)
+    assert usual_gap(sizes, groups) == smallest(0.9)
+    assert usual_gap(np.zeros((2, 1)), np.array(["a", "b"])) == 1e-3
+
+
+def test_views_that_agree_change_nothing_and_others_are_trusted_less() -> None:
+    mean, spread, apart = blended(np.array([50.0, 50.0]), np.array([53.0, 62.0]), np.array([3.0, 3.0]), 2.0)
+    np.testing.assert_allclose(apart, [0.5, 2.0])
+    np.testing.assert_allclose(mean, [50.0, 50 / 4 + 62 * 3 / 4])
+    np.testing.assert_allclose(spread, [3.0, 6.0])

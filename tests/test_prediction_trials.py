@@ -56,6 +56,16 @@ def errors(data: ZooData, *methods: object, protocol: Protocol = NEW) -> dict[st
     return {one.name: float(lineage_errors(trials, protocol.settings[0], one.name).mean()) for one in methods}  # type: ignore[attr-defined]
 
 
+def test_folds_judged_in_processes_of_their_own_give_the_same_trials(data: ZooData) -> None:
+    def judged(jobs: int) -> pd.DataFrame:
+        told: list[tuple[int, int]] = []
+        frame = run_trials(data, lambda setting: (MEAN, ANSWERS), NEW, lambda *step: told.append(step), jobs=jobs)  # type: ignore[arg-type,return-value]
+        assert told == [(done, 6) for done in range(1, 7)]
+        return frame
+
+    pd.testing.assert_frame_equal(judged(2), judged(1))
+
+
 def test_skill_is_found_where_it_is(data: ZooData) -> None:
     found = errors(data, MEAN, ANSWERS, CAUSAL)
     assert found["answers"] < 0.3 * found["mean"]

@@ -200,6 +200,21 @@ def test_factors_are_balanced_and_independent() -> None:
     assert sorted(design.balanced(["a", "b", "c"], [2, 1, 1], 8, stream)) == ["a"] * 4 + ["b"] * 2 + ["c"] * 2
 
 
+def test_a_group_may_have_a_factor_and_a_mixture_of_its_own() -> None:
+    level = [{"weight": 1, "set": {"steps": 20}}]
+    plain = {"group": "a", "prefix": "a", "n": 3, "seed": 1}
+    own = {"group": "b", "prefix": "b", "n": 3, "seed": 2, "mixture": {"super": 3.0}}
+    own["factors"] = {"budget": [{"weight": 1, "set": {"steps": 40}}]}
+    width = [{"weight": 1, "set": {"hidden": 48}}]
+    content = {"factors": {"budget": level, "width": width}, "skills": [["digit"]], "mixture": {"obj": 2.0}}
+    entries = design.drawn_entries({**content, "draw": [plain, own]})["trainings"]
+    assert entries[:3] == design.drawn_entries({**content, "draw": [plain]})["trainings"]
+    assert [(e["steps"], e["hidden"], e["mixture"].get("obj"), e["mixture"].get("super")) for e in entries] == [
+        *[(20, 48, 2.0, None)] * 3,
+        *[(40, 48, None, 3.0)] * 3,
+    ]
+
+
 def test_a_repeat_differs_by_its_seed_only() -> None:
     by_name = {training.name: training for training in read_settings(proof_settings_path())}
     repeats = [name for name in by_name if name.endswith("-repeat")]

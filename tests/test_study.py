@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(module, "PASSES", (16.0, 32.0))
         freeze(root / "features.json")
         write_study(
-            root / "zoo", root / "out", root / "locked", root / "features.json", Protocol(n_folds=3, draws=1),
+            [root / "zoo"], root / "out", root / "locked", root / "features.json", Protocol(n_folds=3, draws=1),
             lambda *told: seen.append(told),
         )  # fmt: skip
     assert ("lock-box", 1, 1) in seen
@@ -88,19 +88,19 @@ def test_another_list_does_not_open_the_lock_box(world: Path, tmp_path: Path, mo
         check_frozen(tmp_path / "features.json")
     monkeypatch.setattr(catalogue, "LABEL_FREE", catalogue.LABEL_FREE[:-1])
     with pytest.raises(VisualHeadsError, match="differs from what would be used now in methods"):
-        write_study(world / "zoo", tmp_path / "out", world / "locked", world / "features.json")
+        write_study([world / "zoo"], tmp_path / "out", world / "locked", world / "features.json")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_lock_box_with_a_known_lineage_stays_shut() -> None:
     zoo = make_zoo(lineages=4, **SMALL)
-    with pytest.raises(VisualHeadsError, match="must be new; run-00"):
+    with pytest.raises(VisualHeadsError, match="lineages of their own; run-00"):
         open_lock_box(zoo, make_zoo(lineages=2, seed=3, **SMALL), Protocol(draws=1))
     copies = make_zoo(lineages=4, prefix="other", **SMALL)
     with pytest.raises(VisualHeadsError, match="hold copies of checkpoints of the zoo"):
         open_lock_box(zoo, copies, Protocol(draws=1))
     fewer = make_zoo(lineages=2, seed=5, prefix="x", benchmarks=2, items=64)
-    with pytest.raises(VisualHeadsError, match="needs the benchmarks of the zoo"):
+    with pytest.raises(VisualHeadsError, match="need the same benchmarks"):
         open_lock_box(zoo, fewer, Protocol(draws=1))
 
 

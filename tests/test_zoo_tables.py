@@ -11,6 +11,7 @@ from lmms_visual_heads.tables.zoo import (
     TABLES,
     ZooTables,
     join_parts,
+    put_together,
     read_zoo_tables,
     write_part,
     write_zoo_tables,
@@ -50,6 +51,21 @@ def test_missing_stays_missing(zoo: ZooTables, tmp_path) -> None:
     assert again.answers["accuracy"].isna().all()
     assert again.checkpoints["training_loss"].isna().all()
     assert again.checkpoints["anyres"].isna().all()
+
+
+def test_zoos_are_put_together_whole(zoo: ZooTables) -> None:
+    other = make_zoo(lineages=2, benchmarks=2, items=40, seed=4, prefix="other")
+    both = put_together([zoo, other])
+    assert set(both.lineages.values()) == {*zoo.lineages.values(), *other.lineages.values()}
+    for name in TABLES:
+        if name != "benchmarks":
+            assert len(getattr(both, name)) == len(getattr(zoo, name)) + len(getattr(other, name)), name
+    pd.testing.assert_frame_equal(both.only(other.checkpoints["model"]).profiles, other.profiles)
+    assert put_together([zoo]) is zoo
+    with pytest.raises(VisualHeadsError, match=r"lineages of their own; run-00, .* stand in two of them"):
+        put_together([zoo, other, zoo])
+    with pytest.raises(VisualHeadsError, match="need the same benchmarks"):
+        put_together([zoo, make_zoo(lineages=2, benchmarks=3, items=40, seed=4, prefix="more")])
 
 
 def test_parts_join_to_the_whole(zoo: ZooTables, tmp_path) -> None:

@@ -8,12 +8,16 @@ tiny hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+
+from lmms_visual_heads import load_model
+from lmms_visual_heads.checkpoints.model import VisualModel
 
 KINDS = (
     "llava-llama",
@@ -220,6 +224,12 @@ def noise_image(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Callable[[str], Path]) -> Callable[[str], VisualModel]:
+    """`loaded(kind)`: the tiny checkpoint of a kind as a model in float32, loaded once per module."""
+    return cache(lambda kind: load_model(tiny(kind), device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")

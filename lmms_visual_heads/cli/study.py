@@ -9,7 +9,9 @@ import typer
 
 
 def study(
-    zoo: Annotated[Path | None, typer.Argument(help="Folder with the tables of a measured zoo.")] = None,
+    zoo: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with the tables of measured zoos, judged as one.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for page, tables and pictures.")] = Path(
         "reports/prediction/zoo"
     ),
@@ -27,6 +29,7 @@ def study(
     folds: Annotated[int, typer.Option("--folds", min=2, help="Groups of lineages that are left out in turn.")] = 8,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of the labelled items.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Seed of folds and draws.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Folds judged at once, each in its own process.")] = 1,
 ) -> None:
     """Judge every way of predicting scores on lineages that were left out, and write the report.
 
@@ -35,6 +38,8 @@ def study(
         visual-heads study zoo-work/measured --out reports/prediction/zoo
 
         visual-heads study --freeze
+
+        visual-heads study tables/development tables/longer --folds 4 --draws 1 --jobs 2
 
         visual-heads study zoo-work/measured --lockbox zoo-work/lockbox --out reports/prediction/lockbox
     """
@@ -48,7 +53,7 @@ def study(
     if freeze:
         typer.echo(f"{write_list(frozen)}: commit it before the lock-box is trained")
         return
-    if zoo is None:
+    if not zoo:
         raise VisualHeadsError(
             "A study needs the folder of a measured zoo; none came. Measure one: visual-heads zoo measure."
         )
@@ -59,7 +64,7 @@ def study(
         bar.set_description(what)
         bar.refresh()
 
-    done = write_study(zoo, out, lockbox, frozen, Protocol(n_folds=folds, draws=draws, seed=seed), show)
+    done = write_study(zoo, out, lockbox, frozen, Protocol(n_folds=folds, draws=draws, seed=seed), show, jobs)
     bar.close()
     for sentence in done.sentences[:8]:
         typer.echo(f"- {sentence}")

@@ -11,29 +11,24 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
+from lmms_visual_heads.prediction.intervals import pooled_factor, usual_gap
 from lmms_visual_heads.prediction.pooled_forest import _FLOOR as FLOOR
 from lmms_visual_heads.prediction.pooled_forest import _MISSING as MISSING
-from lmms_visual_heads.prediction.pooled_forest import PooledForest
-from lmms_visual_heads.prediction.standardising import lineage_weights
+from lmms_visual_heads.prediction.pooled_forest import PooledForest, blended
+from lmms_visual_heads.prediction.standardising import lineage_weights, training_rows
 from lmms_visual_heads.prediction.tree_arrays import TreeArrays
 
 Array = npt.NDArray[np.float64]
-
-_USUAL = 0.9
 
 
 class PooledTrees(RegressorMixin, BaseEstimator):
     """Randomised trees on the rows of all benchmarks; the benchmark is a feature like others.
 
     Why: see `pooled_forest`. Errors come from lineages that were left out, and a second forest learns their size from the same
-    features. With `check`, a second view is fitted on those columns alone: where the two differ by more than they usually do on
-    left-out lineages, the first is trusted less by the square of the excess, and the spread grows by it. That is how a change
-    that moves confidences and no answers, such as a temperature, is noticed.
+    features. With `check`, a second view is fitted on those columns alone; see `pooled_forest.blended`.
 
     Parameters
     ----------
@@ -81,9 +76,7 @@ class PooledTrees(RegressorMixin, BaseEstimator):
         ValueError
             On infinite values, fewer than two rows, or arguments of other lengths.
         """
-        rows, target = validate_data(
-            self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, y_numeric=True
-        )
+        rows, target = training_rows(self, X, y)
         lineages = np.arange(len(target)).astype(str) if groups is None else np.asarray(groups, dtype=np.str_)
         names = np.full(len(target), "") if benchmarks is None else np.asarray(benchmarks, dtype=np.str_)
         if len(lineages) != len(target) or len(names) != len(target):
@@ -98,8 +91,7 @@ class PooledTrees(RegressorMixin, BaseEstimator):
         if len(self.check):
             self.second_ = self._forest(rows[:, list(self.check)], target, names, lineages)
             gap = np.abs(self.residuals_ - self.second_.residuals_[:, 0]) / self.forest_.spread_[:, 0]
-            weights = lineage_weights(lineages)
-            self.usual_ = max(upper_quantile(gap, weights / weights.sum(), _USUAL), 1e-3)
+            self.usual_ = usual_gap(gap, lineages)
         return self
 
     def predict(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None = None) -> Array:
@@ -108,26 +100,23 @@ class PooledTrees(RegressorMixin, BaseEstimator):
 
     def predict_with_spread(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None = None) -> tuple[Array, Array]:
         """Predictions, and the size of the error expected there, points, [n] each."""
-        mean, other, spread = self._views(X, benchmarks)
-        excess = np.maximum(np.abs(mean - other) / spread / self.usual_, 1.0)
-        trust = excess**-2
-        return trust * mean + (1.0 - trust) * other, spread * excess
+        mean, spread, _ = self._blended(X, benchmarks)
+        return mean, spread
 
     def excess(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None = None) -> Array:
         """How far the two views are apart beside what nine of ten left-out rows show, [n]; 0 with one view."""
-        mean, other, spread = self._views(X, benchmarks)
-        return np.asarray(np.abs(mean - other) / spread / self.usual_)
+        return self._blended(X, benchmarks)[2]
 
-    def _views(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None) -> tuple[Array, Array, Array]:
-        """Both predictions and the size of the error expected of the first, [n] each; with one view it stands twice."""
+    def _blended(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None) -> tuple[Array, Array, Array]:
+        """As `pooled_forest.blended`, [n] each; with one view that is compared with itself."""
         check_is_fitted(self, "forest_")
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
         names = np.full(len(rows), "") if benchmarks is None else np.asarray(benchmarks, dtype=np.str_)
         mean, spread = _predicted(self.forest_, self._marked(rows, names))
-        if self.second_ is None:
-            return mean, mean, spread
-        other, _ = _predicted(self.second_, self._marked(rows[:, list(self.check)], names))
-        return mean, other, spread
+        other = mean
+        if self.second_ is not None:
+            other, _ = _predicted(self.second_, self._marked(rows[:, list(self.check)], names))
+        return blended(mean, other, spread, self.usual_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -135,18 +124,8 @@ class PooledTrees(RegressorMixin, BaseEstimator):
         return tags
 
     def factor(self, level: float) -> float:
-        """What expected errors are multiplied by so that `level` of the left-out ones lie inside.
-
-        From 15 lineages on their errors are pooled as they are (arXiv 1809.07441, "pooling CDFs"); with fewer, one lineage more
-        counts as infinitely far off (arXiv 2306.06342), and Student's t widens.
-        """
-        weights = lineage_weights(self.groups_)
-        n = len(np.unique(self.groups_))
-        mass = weights / weights.sum()
-        if n >= CERTIFIED_LINEAGES:
-            return upper_quantile(self.sizes_, mass, level)
-        student = float(stats.t.ppf((1 + level) / 2, max(n - 1, 1)) / stats.norm.ppf((1 + level) / 2))
-        return student * upper_quantile(self.sizes_, mass * n / (n + 1), level)
+        """As `intervals.pooled_factor`."""
+        return pooled_factor(self.sizes_, self.groups_, level)
 
     def relative_std(self) -> float:
         """Standard deviation of errors on a new lineage, in units of the size expected there.

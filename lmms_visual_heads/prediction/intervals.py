@@ -24,6 +24,8 @@ CERTIFIED_LINEAGES = 15
 
 LOW, HIGH = 0.0, 100.0
 
+_USUAL = 0.9
+
 
 @dataclass(frozen=True)
 class LeftOutErrors:
@@ -91,6 +93,42 @@ def upper_quantile(values: Array, mass: Array, level: float) -> float:
     order = np.argsort(values, kind="stable")
     reached = np.flatnonzero(np.cumsum(mass[order]) >= level - 1e-12)
     return float(values[order[reached[0]]] if len(reached) else values[order[-1]])
+
+
+def pooled_factor(sizes: Array, groups: npt.NDArray[np.str_], level: float) -> float:
+    """What expected errors are multiplied by so that `level` of the left-out ones lie inside.
+
+    From 15 lineages on their errors are pooled as they are (arXiv 1809.07441, "pooling CDFs"), every lineage with the same weight;
+    with fewer, one lineage more that nobody has seen counts as infinitely far off (arXiv 2306.06342), and Student's t widens.
+
+    Parameters
+    ----------
+    sizes : array [n, ...]
+        Left-out errors in units of the size expected there; NaN where there is none.
+    groups : array [n]
+        Lineages of the rows.
+    level : float
+        Wanted coverage, 0..1.
+    """
+    values, mass = _weighted(sizes, groups)
+    n = len(np.unique(groups))
+    if n >= CERTIFIED_LINEAGES:
+        return upper_quantile(values, mass, level)
+    student = float(stats.t.ppf((1 + level) / 2, max(n - 1, 1)) / stats.norm.ppf((1 + level) / 2))
+    return student * upper_quantile(values, mass * n / (n + 1), level)
+
+
+def usual_gap(gaps: Array, groups: npt.NDArray[np.str_]) -> float:
+    """How far two views are apart on nine of ten left-out rows [n, ...], every lineage with the same weight; never 0."""
+    return max(upper_quantile(*_weighted(gaps, groups), _USUAL), 1e-3)
+
+
+def _weighted(values: Array, groups: npt.NDArray[np.str_]) -> tuple[Array, Array]:
+    """The values that are there, and their mass: rows of one lineage share it, and it sums to 1."""
+    there = np.isfinite(values)
+    each = lineage_weights(groups).reshape(-1, *[1] * (values.ndim - 1))
+    weights = np.where(there, each, 0.0)
+    return values[there], weights[there] / weights.sum()
 
 
 def sampling_interval(score: float, n_items: int | None, level: float) -> tuple[float, float]:

@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES, upper_quantile
+from lmms_visual_heads.prediction.intervals import pooled_factor, usual_gap
 from lmms_visual_heads.prediction.methods import LEVEL, Array, Budget, Features, Forecast, Test, Training
-from lmms_visual_heads.prediction.pooled_forest import PooledForest
-from lmms_visual_heads.prediction.standardising import lineage_weights
+from lmms_visual_heads.prediction.pooled_forest import PooledForest, blended
 from lmms_visual_heads.prediction.zoo_data import ZooData
 
 
@@ -120,11 +118,8 @@ class TwoViews:
         first, second = self._first.view(training, test, budget), self._second.view(training, test, budget)
         if first is None or second is None:
             return None
-        apart = np.abs(first.mean - second.mean) / first.spread
-        excess = np.maximum(apart / max(usual_gap(first.forest, second.forest, training), 1e-3), 1.0)
-        trust = excess**-2
-        mean = trust * first.mean + (1.0 - trust) * second.mean
-        return _forecast(mean, first.factor * first.spread * excess, budget)
+        mean, spread, _ = blended(first.mean, second.mean, first.spread, _gap(first.forest, second.forest, training))
+        return _forecast(mean, first.factor * spread, budget)
 
     @property
     def _first(self) -> Forest:
@@ -149,13 +144,11 @@ def _forecast(mean: Array, half: Array, budget: Budget) -> Forecast:
     return Forecast(mean, low, high, budget.passes)
 
 
-def usual_gap(first: PooledForest, second: PooledForest, training: Training) -> float:
-    """How far two forests' left-out predictions are apart on nine of ten scores, in units of the first one's expected error."""
+def _gap(first: PooledForest, second: PooledForest, training: Training) -> float:
+    """How far two forests' left-out predictions usually are apart, in units of the first one's expected error."""
     judged = _judged(training)
     gap = (np.abs(first.residuals_ - second.residuals_) / first.spread_)[judged]
-    there = np.isfinite(gap)
-    weights = np.where(there, lineage_weights(training.groups[judged])[:, None], 0.0)
-    return float(upper_quantile(gap[there], weights[there] / weights.sum(), LEVEL))
+    return usual_gap(gap, training.groups[judged])
 
 
 def _judged(training: Training) -> npt.NDArray[np.bool_]:
@@ -165,21 +158,9 @@ def _judged(training: Training) -> npt.NDArray[np.bool_]:
 
 
 def factor(forest: PooledForest, training: Training) -> float:
-    """Factor on expected errors that makes intervals cover: a quantile of left-out errors over final checkpoints.
+    """`pooled_factor` over final checkpoints.
 
-    Trainings that were broken on purpose are fitted on and not calibrated with: no interval speaks about them. From 15 lineages on
-    their errors are pooled as they are (arXiv 1809.07441, "pooling CDFs"), every lineage with the same weight; with fewer, one
-    lineage more that nobody has seen counts as infinitely far off (arXiv 2306.06342), and Student's t widens.
+    Trainings that were broken on purpose are fitted on and not calibrated with: no interval speaks about them.
     """
     judged = _judged(training)
-    sizes: Array = np.abs(forest.residuals_[judged]) / forest.spread_[judged]
-    there = np.isfinite(sizes)
-    groups = training.groups[judged]
-    weights = np.where(there, lineage_weights(groups)[:, None], 0.0)
-    n = len(np.unique(groups))
-    certified = n >= CERTIFIED_LINEAGES
-    mass = weights[there] / weights.sum()
-    found = upper_quantile(sizes[there], mass if certified else mass * n / (n + 1), LEVEL)
-    if not certified:
-        found *= float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1)) / stats.norm.ppf((1 + LEVEL) / 2))
-    return found
+    return pooled_factor(np.abs(forest.residuals_[judged]) / forest.spread_[judged], training.groups[judged], LEVEL)

@@ -27,6 +27,19 @@ _FLOOR = 1.0
 """Smallest error that is expected, points."""
 
 
+def blended(first: Array, second: Array, spread: Array, usual: float) -> tuple[Array, Array, Array]:
+    """Two views of the same scores as one: prediction, size of the error expected there, and how far the views are apart.
+
+    Where they differ by more than the `usual` gap, in units of the first one's expected error, the first is trusted less by the
+    square of the excess, and the spread grows by it. That is how a change that moves confidences and no answers, such as a
+    temperature, is noticed.
+    """
+    apart = np.abs(first - second) / spread / usual
+    excess = np.maximum(apart, 1.0)
+    trust = excess**-2
+    return trust * first + (1.0 - trust) * second, spread * excess, apart
+
+
 class PooledForest:
     """Randomised trees on the cells of a score matrix, and how far off they may be.
 

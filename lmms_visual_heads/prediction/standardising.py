@@ -54,6 +54,20 @@ def check_margin_and_reach(margin: float, reach: float) -> None:
         raise ValueError(f"margin must lie in [0, 1) and reach be at least 0; got {margin!r} and {reach!r}")
 
 
+def training_rows(estimator: Any, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:
+    """What `fit` of `estimator` was given, checked as scikit-learn asks: rows [n, F] (NaN where missing), targets [n].
+
+    Raises
+    ------
+    ValueError
+        On infinite values, or fewer than two rows.
+    """
+    X, y = validate_data(
+        estimator, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
+    )
+    return np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+
+
 class StandardisedFeatures:
     """Checks what a regressor is given, learns centre, scale and range of the features over lineages, and brings rows to them.
 
@@ -74,11 +88,8 @@ class StandardisedFeatures:
     def _training_rows(
         self, X: npt.ArrayLike, y: npt.ArrayLike, groups: npt.ArrayLike | None
     ) -> tuple[Array, Array, npt.NDArray[np.int64]]:
-        """What `fit` was given, checked as scikit-learn asks: rows [n, F] (NaN where missing), targets [n], lineages [n]."""
-        X, y = validate_data(
-            self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        rows, target = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        """As `training_rows`, with lineages as numbers."""
+        rows, target = training_rows(self, X, y)
         return rows, target, row_groups(groups, len(target))
 
     def _new_rows(self, X: npt.ArrayLike, reach: float) -> Array:
@@ -122,4 +133,5 @@ __all__ = [
     "lineage_mean",
     "lineage_weights",
     "row_groups",
+    "training_rows",
 ]

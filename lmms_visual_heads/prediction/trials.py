@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from joblib import Parallel, delayed
 
 from lmms_visual_heads.prediction.methods import Budget, Indices, Method, Test, Training
 from lmms_visual_heads.prediction.zoo_data import ZooData
@@ -120,6 +121,7 @@ def run_trials(
     protocol: Protocol,
     progress: Callable[[int, int], None] | None = None,
     folds: list[list[str]] | None = None,
+    jobs: int = 1,
 ) -> pd.DataFrame:
     """Every method in every setting.
 
@@ -131,6 +133,8 @@ def run_trials(
         Called with (folds done, folds in all).
     folds : list of lists of lineages, or None
         What is left out together; None: as the protocol says.
+    jobs : int
+        Folds that are judged at once, each in a process of its own; the result does not depend on it.
 
     Returns
     -------
@@ -140,14 +144,29 @@ def run_trials(
     if folds is None:
         folds = lineage_folds(data, protocol.n_folds, protocol.seed)
     draws = draw_items(data, protocol.draws, protocol.seed)
+    work = (delayed(_fold)(data, methods, protocol, out, draws) for out in folds)
     pieces: list[pd.DataFrame] = []
-    for done, out in enumerate(folds):
-        for situation in situations(data, protocol, out):
-            for method in methods(situation.setting):
-                pieces += _judge(situation, method, draws)
+    for done, found in enumerate(Parallel(n_jobs=min(jobs, len(folds)), return_as="generator")(work)):
+        pieces += found
         if progress is not None:
             progress(done + 1, len(folds))
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=list(TRIAL_COLUMNS))
+
+
+def _fold(
+    data: ZooData,
+    methods: Callable[[str], Iterable[Method]],
+    protocol: Protocol,
+    out: Sequence[str],
+    draws: list[list[Indices]],
+) -> list[pd.DataFrame]:
+    """The trials of the fold that leaves the lineages `out` out."""
+    return [
+        piece
+        for situation in situations(data, protocol, out)
+        for method in methods(situation.setting)
+        for piece in _judge(situation, method, draws)
+    ]
 
 
 def _judge(situation: Situation, method: Method, draws: list[list[Indices]]) -> list[pd.DataFrame]:

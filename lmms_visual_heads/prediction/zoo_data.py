@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -203,33 +204,32 @@ def _items(
     frame = tables.items[tables.items["condition"] == condition]
     if frame.empty:
         return None
+    columns = ("correct", "confidence", "entropy")
+    return [
+        tuple(_lists(rows, column, models, np.nan, np.float32) for column in columns)
+        for rows in (frame[frame["benchmark"] == name] for name in benchmarks)
+    ]
+
+
+def _lists(
+    rows: pd.DataFrame, column: str, models: npt.NDArray[np.str_], missing: float, dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Lists of one benchmark's rows as an array [M, n]; `missing` where a model has none."""
+    array = np.full((len(models), len(rows[column].iloc[0]) if len(rows) else 0), missing, dtype=dtype)
     at = {name: position for position, name in enumerate(models)}
-    found = []
-    for name in benchmarks:
-        rows = frame[frame["benchmark"] == name]
-        size = len(rows["correct"].iloc[0]) if len(rows) else 0
-        arrays = tuple(np.full((len(models), size), np.nan, dtype=np.float32) for _ in range(3))
-        for row in rows.to_dict("records"):
-            for array, column in zip(arrays, ("correct", "confidence", "entropy"), strict=True):
-                if row[column] is not None:
-                    array[at[row["model"]]] = row[column]
-        found.append(arrays)
-    return found
+    for model, values in zip(rows["model"], rows[column], strict=True):
+        if values is not None:
+            array[at[model]] = values
+    return array
 
 
 def _replies(
     tables: ZooTables, condition: str, models: npt.NDArray[np.str_], benchmarks: tuple[str, ...]
 ) -> list[npt.NDArray[np.int16]]:
     frame = tables.replies[tables.replies["condition"] == condition]
-    at = {name: position for position, name in enumerate(models)}
-    found = []
-    for name in benchmarks if len(frame) else ():
-        rows = frame[frame["benchmark"] == name]
-        said = np.full((len(models), len(rows["answer"].iloc[0]) if len(rows) else 0), NO_REPLY, dtype=np.int16)
-        for model, answer in zip(rows["model"], rows["answer"], strict=True):
-            said[at[model]] = answer
-        found.append(said)
-    return found
+    if frame.empty:
+        return []
+    return [_lists(frame[frame["benchmark"] == name], "answer", models, NO_REPLY, np.int16) for name in benchmarks]
 
 
 def _corrupted(

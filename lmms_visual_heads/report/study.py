@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lmms_visual_heads.prediction.trials import SETTINGS, Protocol, run_trials
 from lmms_visual_heads.prediction.zoo_data import ZooData, zoo_data
 from lmms_visual_heads.report import study_figures, study_page, study_tables
 from lmms_visual_heads.tables.files import write_bytes
-from lmms_visual_heads.tables.zoo import TABLES, ZooTables, read_zoo_tables
+from lmms_visual_heads.tables.zoo import ZooTables, put_together, read_zoo_tables
 
 FEATURES_FILE = "features.json"
 
@@ -129,33 +129,36 @@ def check_frozen(path: str | os.PathLike[str]) -> list[str]:
 
 
 def write_study(
-    folder: str | os.PathLike[str],
+    folders: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     lockbox: str | os.PathLike[str] | None = None,
     frozen: str | os.PathLike[str] | None = None,
     protocol: Protocol | None = None,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> Study:
     """Everything from the tables of a zoo to its report.
 
     Parameters
     ----------
-    folder : path
-        A measured zoo.
+    folders : sequence of path
+        Measured zoos, judged as one.
     out : path
         Gets README.md, CSV tables and SVG pictures.
     lockbox : path or None
-        Tables of further lineages: predicted once, from all lineages of `folder`, with the committed list.
+        Tables of further lineages: predicted once, from all lineages of `folders`, with the committed list.
     frozen : path or None
         The committed list; needed with `lockbox`.
     protocol : Protocol or None
     progress : callable or None
         Called with (what, done, in all).
+    jobs : int
+        Folds that are judged at once, each in a process of its own.
 
     Raises
     ------
     VisualHeadsError
-        As the readers; a lock-box that shares a lineage with the zoo, or another list than the committed one.
+        As the readers; zoos that share a lineage, or another list than the committed one.
     """
     protocol = protocol or Protocol()
     target = Path(out)
@@ -163,11 +166,11 @@ def write_study(
     if lockbox is not None:
         since = check_frozen(FEATURES_FILE if frozen is None else frozen)
         locked = read_zoo_tables(lockbox)
-    tables = read_zoo_tables(folder)
+    tables = put_together([read_zoo_tables(folder) for folder in folders])
     locked_trials, lock_notes = (None, ()) if locked is None else open_lock_box(tables, locked, protocol, progress)
     data = zoo_data(tables)
     lock_notes = (*lock_notes, *since)
-    trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"))
+    trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"), jobs=jobs)
     frames = study_frames(tables, data, trials, locked_trials, lock_notes)
     _write(frames, target)
     usual = Protocol()
@@ -178,7 +181,8 @@ def write_study(
         "seed": None if protocol.seed == usual.seed else protocol.seed,
     }
     extra = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
-    text = study_page.page(frames, f"visual-heads study {Path(folder).as_posix()} --out {target.as_posix()}{extra}")
+    zoos = " ".join(Path(folder).as_posix() for folder in folders)
+    text = study_page.page(frames, f"visual-heads study {zoos} --out {target.as_posix()}{extra}")
     write_bytes(target / "README.md", text.encode())
     return Study(target, study_page.sentences(frames))
 
@@ -242,26 +246,9 @@ def open_lock_box(
     Raises
     ------
     VisualHeadsError
-        When both zoos share a lineage, by name or by copies.
+        When both zoos share a lineage, by name or by copies, or were asked other benchmarks.
     """
-    common = sorted(set(tables.checkpoints["lineage"]) & set(locked.checkpoints["lineage"]))
-    if common:
-        raise VisualHeadsError(
-            f"Lock-box lineages must be new; {', '.join(common[:5])} stand in both zoos. Take them out of one of them."
-        )
-    if list(tables.benchmarks["benchmark"]) != list(locked.benchmarks["benchmark"]):
-        raise VisualHeadsError(
-            "A lock-box needs the benchmarks of the zoo; they differ. Measure it with the same suite."
-        )
-    both = ZooTables(
-        **{
-            name: getattr(tables, name)
-            if name == "benchmarks"
-            else pd.concat([getattr(tables, name), getattr(locked, name)])
-            for name in TABLES
-        }
-    )
-    data = zoo_data(both)
+    data = zoo_data(put_together([tables, locked]))
     new = set(locked.checkpoints["model"])
     names = sorted({str(lineage) for model, lineage in zip(data.models, data.lineages, strict=True) if model in new})
     leaked = sorted({str(x) for m, x in zip(data.models, data.lineages, strict=True) if m not in new and x in names})

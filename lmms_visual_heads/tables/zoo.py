@@ -7,7 +7,7 @@ measured of one checkpoint, and `join_parts` makes the joined tables. Shapes: n 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,6 +150,32 @@ def read_zoo_tables(folder: str | os.PathLike[str]) -> ZooTables:
         No such folder, a missing or damaged file, or tables that contradict each other; the sentence says which.
     """
     return _read(Path(folder)).check_complete()
+
+
+def put_together(zoos: Sequence[ZooTables]) -> ZooTables:
+    """Several measured zoos as one.
+
+    Raises
+    ------
+    VisualHeadsError
+        When they share a lineage, or were asked other benchmarks.
+    """
+    first = zoos[0]
+    known: set[str] = set()
+    for zoo in zoos:
+        common = sorted(known & set(zoo.checkpoints["lineage"]))
+        if common:
+            raise VisualHeadsError(
+                f"Zoos that are put together need lineages of their own; {', '.join(common[:5])} stand in two of them. Take them "
+                "out of one."
+            )
+        known |= set(zoo.checkpoints["lineage"])
+        if not zoo.benchmarks.equals(first.benchmarks):
+            raise VisualHeadsError(
+                "Zoos that are put together need the same benchmarks; these differ. Measure them with the same suite."
+            )
+    frames = {name: _concat([getattr(zoo, name) for zoo in zoos]) for name in TABLES if name != "benchmarks"}
+    return first if len(zoos) == 1 else ZooTables(benchmarks=first.benchmarks, **frames)
 
 
 def write_zoo_tables(tables: ZooTables, folder: str | os.PathLike[str]) -> Path:
@@ -316,5 +342,5 @@ def as_table(frame: pd.DataFrame, name: str) -> pa.Table:
 
 
 __all__ = [
-    "TABLES", "Joined", "ZooTables", "as_table", "join_parts", "read_zoo_tables", "write_part", "write_zoo_tables",
+    "TABLES", "Joined", "ZooTables", "as_table", "join_parts", "put_together", "read_zoo_tables", "write_part", "write_zoo_tables",
 ]  # fmt: skip

@@ -33,9 +33,10 @@ def drawn_entries(content: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     content : mapping
-        `draw`: list of {group, prefix, n, seed}; `factors`: name -> list of {weight, set: {setting: value}}; `skills`: list of
-        lists of turn types, each list weighted as one per training; `override`: name -> settings that replace those drawn;
-        `repeat`: names to be repeated from scratch with another seed.
+        `draw`: list of {group, prefix, n, seed}; a group may have `factors` and a `mixture` of its own, which replace those of
+        the same name; `factors`: name -> list of {weight, set: {setting: value}}; `skills`: list of lists of turn types, each list
+        weighted as one per training; `mixture`: turn type -> weight in every training; `override`: name -> settings that
+        replace those drawn; `repeat`: names to be repeated from scratch with another seed.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def drawn_entries(content: Mapping[str, Any]) -> dict[str, Any]:
 def _group(content: Mapping[str, Any], group: Mapping[str, Any]) -> list[dict[str, Any]]:
     n = int(group["n"])
     columns = []
-    for factor, levels in content["factors"].items():
+    for factor, levels in (content["factors"] | (group.get("factors") or {})).items():
         stream = RandomStream(f"design-{group['seed']}-{factor}")
         columns.append(balanced([level["set"] for level in levels], [level["weight"] for level in levels], n, stream))
     entries = []
@@ -81,7 +82,7 @@ def _group(content: Mapping[str, Any], group: Mapping[str, Any]) -> list[dict[st
         stream = RandomStream(f"mixture-{group['seed']}", index)
         entry["mixture"] = {
             kind: share for kinds in content["skills"] for share in [_share(stream)] for kind in kinds
-        } | dict(content.get("mixture") or {})
+        } | dict(group.get("mixture") or content.get("mixture") or {})
         steps = int(entry["steps"])
         entry["snapshots"] = [max(1, round(steps * share)) for share in SNAPSHOT_SHARES] if steps >= 10 else []
         name = f"{group['prefix']}{index + 1:02d}"

@@ -1,0 +1,83 @@
+"""Trainings that learnt the pointed question beside those that did so by half; and how the others' predictor fares on them.
+
+Reads the measured sets of the proof zoo (folders `development`, `longer` and, where they are, `lockbox` and `second`) and writes
+`pointed_question.csv` (final checkpoints that were not broken on purpose: accuracy on vhead_super) and `blind.csv` (every method
+fitted on `development`, asked once about `longer`: settings are named as a lock-box's). Small models trained on drawn scenes.
+
+    python benchmarks/longer_trained.py reports/prediction/tables --out reports/prediction/longer
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+import pandas as pd  # noqa: E402
+
+from lmms_visual_heads.prediction.catalogue import BEST_LABEL_FREE, BEST_LABELLED  # noqa: E402
+from lmms_visual_heads.prediction.trial_frames import primary, summary  # noqa: E402
+from lmms_visual_heads.prediction.trials import Protocol  # noqa: E402
+from lmms_visual_heads.report.study import open_lock_box  # noqa: E402
+from lmms_visual_heads.report.study_page import markdown  # noqa: E402
+from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
+
+SETS = ("development", "lockbox", "second", "longer")
+SHOWN = (
+    ("mean", None), ("training loss", None), ("probe accuracy", None), ("training loss, forest", None),
+    ("probe accuracy, forest", None), ("probe heads, forest", None), ("own heads, forest", None),
+    ("own causal heads, forest", None), ("raw confidence", 256.0), ("raw agreement", 256.0), ("own answers, forest", None),
+    (BEST_LABEL_FREE, None), ("direct scoring, shrunk", 16.0), (BEST_LABELLED, 16.0), ("direct scoring, shrunk", 32.0),
+    (BEST_LABELLED, 32.0), ("direct scoring, shrunk", 128.0), (BEST_LABELLED, 128.0),
+)  # fmt: skip
+
+
+def pointed_question(zoos: dict[str, ZooTables]) -> pd.DataFrame:
+    """How well final checkpoints answer the pointed question, percent right of 256, per set."""
+    rows = []
+    for name, tables in zoos.items():
+        answers = tables.answers[(tables.answers["task"] == "vhead_super") & (tables.answers["condition"] == "clean")]
+        facts = tables.checkpoints.set_index("model").loc[answers["model"]]
+        kept = (facts["final"] & (facts["stratum"] != "broken")).to_numpy(dtype=bool)
+        kept &= ~facts["lineage"].str.endswith("-repeat").to_numpy(dtype=bool)
+        right = 100 * answers["accuracy"].to_numpy(dtype=float)[kept]
+        above = {f"at least {limit}": int((right >= limit).sum()) for limit in (50, 60, 80)}
+        quartiles = {f"{q:g} %": round(float(pd.Series(right).quantile(q / 100)), 1) for q in (25, 50, 75, 100)}
+        rows.append({"set": name, "trainings": len(right), **quartiles, **above})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Write both tables and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path, help="folder with the sets")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=3, help="random draws of the labelled items")
+    options = parser.parse_args()
+    zoos = {name: read_zoo_tables(options.tables / name) for name in SETS if (options.tables / name).is_dir()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    pointed = pointed_question(zoos)
+    pointed.to_csv(options.out / "pointed_question.csv", index=False, lineterminator="\n")
+    print(markdown(pointed.astype(str)), end="\n\n")
+    trials, notes = open_lock_box(zoos["development"], zoos["longer"], Protocol(draws=options.draws))
+    table = summary(primary(trials))
+    table.round(4).to_csv(options.out / "blind.csv", index=False, lineterminator="\n")
+    rows = []
+    for method, passes in SHOWN:
+        part = table[(table["setting"] == "lock_box") & (table["method"] == method)]
+        part = part[part["passes"] == (part["passes"].max() if passes is None else passes)]
+        for row in part.to_dict("records"):
+            error = f"{row['error']:.1f} [{row['error_low']:.1f}, {row['error_high']:.1f}]"
+            inside, rho = f"{row['coverage']:.0%}", f"{row['spearman']:.2f}"
+            rows.append(
+                {"method": method, "passes": f"{row['passes']:.0f}", "error": error, "inside": inside, "rho": rho}
+            )
+    print(markdown(pd.DataFrame(rows)))
+    print(*notes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
