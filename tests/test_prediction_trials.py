@@ -12,6 +12,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.prediction import methods as m
 from lmms_visual_heads.prediction import metrics
 from lmms_visual_heads.prediction.catalogue import FREE, methods_of
+from lmms_visual_heads.prediction.constants import CONSTANTS
 from lmms_visual_heads.prediction.methods import Budget, Features, RawConfidence, Spread, Training
 from lmms_visual_heads.prediction.methods_adaptive import Cells, LabelsCorrectAnswers, corrected, learn_balance
 from lmms_visual_heads.prediction.methods_forest import Forest, TwoViews
@@ -64,6 +65,36 @@ def test_folds_judged_in_processes_of_their_own_give_the_same_trials(data: ZooDa
         return frame
 
     pd.testing.assert_frame_equal(judged(2), judged(1))
+
+
+def test_constants_are_the_mean_and_the_median_of_the_known_final_checkpoints(data: ZooData) -> None:
+    """Against sorting: one final checkpoint a lineage, so every score has the same weight."""
+    (fold,) = [out for number, out in enumerate(lineage_folds(data, 6, 0)) if number == 0]
+    (situation,) = situations(data, NEW, fold)
+    known = situation.training.models[situation.training.final]
+    points = data.points["clean"][known]
+    for constant in CONSTANTS:
+        found = constant.predict(situation.training, situation.test, Budget(0.0, []))
+        assert found is not None
+        expected = np.median(points, axis=0) if constant.median else points.mean(axis=0)
+        np.testing.assert_allclose(found.mean, np.broadcast_to(expected, found.mean.shape))
+        off = np.sort(np.abs(points - expected), axis=0)
+        rank = int(np.ceil(0.9 * (len(known) + 1) - 1e-9)) - 1
+        np.testing.assert_allclose(found.high[0], np.minimum(expected + off[rank], 100))
+    hidden = Training(data, situation.training.models, np.arange(len(data.benchmarks)) > 0)
+    alone = CONSTANTS[0].predict(hidden, situation.test._replace(targets=np.array([0])), Budget(0.0, []))
+    assert alone is not None
+    np.testing.assert_allclose(alone.mean, points[:, 1:].mean())
+
+
+def test_a_training_with_one_checkpoint_is_not_watched(tables: ZooTables) -> None:
+    alone = tables.checkpoints["lineage"].iloc[0]
+    gone = (tables.checkpoints["lineage"] == alone) & ~tables.checkpoints["final"]
+    short = zoo_data(tables.only(tables.checkpoints["model"][~gone]))
+    out = [alone, *(name for name in short.groups if name != alone)][:3]
+    (watched,) = situations(short, Protocol(settings=("known_training",)), out)
+    assert set(short.lineages[watched.test.models]) == set(out) - {alone}
+    assert alone not in set(watched.training.groups)
 
 
 def test_skill_is_found_where_it_is(data: ZooData) -> None:

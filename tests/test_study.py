@@ -78,6 +78,25 @@ def test_every_table_of_the_issue_is_there(world: Path) -> None:
     assert (heads["low"] <= heads["difference"] + 1e-6).all()
 
 
+def test_every_lock_box_row_stands_beside_its_cross_validated_one(world: Path) -> None:
+    box = pd.read_csv(world / "out" / "lock_box.csv")
+    assert box["cross_validated"].notna().all()
+    table = pd.read_csv(world / "out" / "settings.csv")
+    table = table[table["setting"] == "new_lineage"]
+    for row in box.to_dict("records"):
+        own = table[table["method"] == row["method"]].sort_values("passes")
+        place = sorted(box["passes"][box["method"] == row["method"]]).index(row["passes"])
+        assert own["error"].iloc[place] == row["cross_validated"]
+
+
+def test_the_page_has_constants_to_beat(world: Path) -> None:
+    page = (world / "out" / "README.md").read_text()
+    table = pd.read_csv(world / "out" / "settings.csv")
+    row = table[(table["setting"] == "new_lineage") & (table["method"] == "median of points")].iloc[0]
+    shown = f"| median of points | 0 | {row['error']:.1f} [{row['error_low']:.1f}, {row['error_high']:.1f}] |"
+    assert shown in page
+
+
 def test_another_list_does_not_open_the_lock_box(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VisualHeadsError, match=r"there is no .*--freeze"):
         check_frozen(tmp_path / "none.json")

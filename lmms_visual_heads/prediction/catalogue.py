@@ -6,6 +6,7 @@ development zoo, each before the trainings that judge it.
 
 from __future__ import annotations
 
+from lmms_visual_heads.prediction.constants import CONSTANTS
 from lmms_visual_heads.prediction.methods import BestOther, Features, Method, RawAgreement, RawConfidence
 from lmms_visual_heads.prediction.methods_adaptive import LabelsCorrectAnswers
 from lmms_visual_heads.prediction.methods_forest import Forest, TwoViews
@@ -104,6 +105,11 @@ WATCHED: tuple[Method, ...] = (
     NextCheckpoint("last score + own causal heads", ("own_causal",)),
     NextCheckpoint("last score + own answers", ("own_answers",)),
 )
+
+
+def judged_in(setting: str) -> tuple[Method, ...]:
+    """`methods_of` and the constants that they must beat; those are no part of the list that a lock-box is opened with."""
+    return (*CONSTANTS, *methods_of(setting))
 
 
 def methods_of(setting: str) -> tuple[Method, ...]:

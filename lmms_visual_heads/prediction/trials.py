@@ -98,8 +98,11 @@ def situations(data: ZooData, protocol: Protocol, out: Sequence[str]) -> Iterato
             if there.any() and condition in data.items:
                 yield Situation(setting, clean, Test(np.flatnonzero(there), every, condition))
         elif setting == "known_training":
-            final = left & data.final
-            yield Situation(setting, Training(data, np.flatnonzero(~final), scored), Test(np.flatnonzero(final), every))
+            # A training with a single checkpoint has no earlier one that could be known.
+            watched = left & data.final & np.isin(data.lineages, data.lineages[~data.final])
+            known = np.flatnonzero(~(left & data.final))
+            if watched.any():
+                yield Situation(setting, Training(data, known, scored), Test(np.flatnonzero(watched), every))
         elif setting == "new_benchmark":
             for group in np.unique(data.twins):
                 hidden = data.twins == group

@@ -31,7 +31,7 @@ from lmms_visual_heads.tables.zoo import ZooTables, put_together, read_zoo_table
 FEATURES_FILE = "features.json"
 
 STRATA_METHODS = (
-    "mean", "training loss", "raw confidence", "own causal heads", "own answers, forest", "raw agreement",
+    "median of points", "training loss", "raw confidence", "own causal heads", "own answers, forest", "raw agreement",
     catalogue.BEST_LABEL_FREE, "direct scoring, shrunk", catalogue.BEST_LABELLED,
 )  # fmt: skip
 
@@ -170,7 +170,7 @@ def write_study(
     locked_trials, lock_notes = (None, ()) if locked is None else open_lock_box(tables, locked, protocol, progress)
     data = zoo_data(tables)
     lock_notes = (*lock_notes, *since)
-    trials = run_trials(data, catalogue.methods_of, protocol, _reporting(progress, "folds of the zoo"), jobs=jobs)
+    trials = run_trials(data, catalogue.judged_in, protocol, _reporting(progress, "folds of the zoo"), jobs=jobs)
     frames = study_frames(tables, data, trials, locked_trials, lock_notes)
     _write(frames, target)
     usual = Protocol()
@@ -259,7 +259,7 @@ def open_lock_box(
         )
     settings = ("new_lineage", "shift_temperature", "shift_corrupted")
     chosen = Protocol(settings, protocol.n_folds, protocol.draws, protocol.seed)
-    trials = run_trials(data, catalogue.methods_of, chosen, _reporting(progress, "lock-box"), folds=[names])
+    trials = run_trials(data, catalogue.judged_in, chosen, _reporting(progress, "lock-box"), folds=[names])
     renamed = {
         "new_lineage": "lock_box",
         "shift_temperature": "lock_box_temperature",

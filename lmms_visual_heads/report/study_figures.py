@@ -38,7 +38,10 @@ _POINTS = (
     ("probe heads, forest", _HEADS, "^", "probe heads, forest"),
     ("probe accuracy, forest", LIGHT["actual"], "^", "probe accuracy, forest"),
 )
-_LEVELS = (("mean", LIGHT["baseline"], "mean"), ("training loss, forest", LIGHT["actual"], "training loss, forest"))
+_LEVELS = (
+    ("median of points", LIGHT["baseline"], "median of the other trainings"),
+    ("training loss, forest", LIGHT["actual"], "training loss, forest"),
+)
 _SHOWN = (8.0, 2048.0)
 
 

@@ -21,6 +21,7 @@ PAGE_SETTINGS = (
 )  # fmt: skip
 
 _SHOWN: tuple[tuple[str, float | None], ...] = (
+    ("mean of points", None), ("median of points", None),
     ("mean", None), ("metadata", None), ("training loss", None), ("probe accuracy", None), ("cheap", None),
     ("best other benchmark", None), ("probe heads", None), ("probe heads, process", None), ("probe causal heads", None),
     ("probe answers", None), ("own heads", None), ("own causal heads", None), ("all heads cut", None),
@@ -83,7 +84,9 @@ def page(frames: StudyFrames, command: str) -> str:
         "Scored are final checkpoints of the "
         f"{facts['primary']} trainings that were not broken on purpose; counting benchmarks stand apart. Error: mean absolute "
         "error in points; brackets: 95 % intervals, lineages drawn with replacement. The scores themselves are known to "
-        f"{facts['floor']:.1f} points only (items' sampling).",
+        f"{facts['floor']:.1f} points only (items' sampling). `mean` averages logits, as the regressions do; `mean of points` and "
+        "`median of points` are the constants to beat. Labelled items are drawn once or a few times, the same for all models: "
+        "brackets do not hold the luck of that draw. Passes of the reference models are not counted.",
     ]
     if frames.lock_box is not None:
         parts.insert(1, _lock_box(frames.lock_box))
@@ -173,6 +176,8 @@ def sentences(frames: StudyFrames) -> list[str]:
 
 
 _TOLD = {
+    ("training loss, forest", "median of points"), ("probe heads, forest", "median of points"),
+    ("own heads, forest", "median of points"), ("own causal heads, forest", "median of points"),
     ("probe heads", "mean"), ("own heads", "mean"), ("own causal heads", "own heads"),
     ("own causal heads", "raw confidence (256 passes)"),
     ("own answers", "own causal heads"), ("own answers + own heads", "own answers"),

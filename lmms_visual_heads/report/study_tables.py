@@ -26,6 +26,7 @@ SETTING_WORDS = {
 }
 
 _MEAN: Choice = ("mean", None)
+_MEDIAN: Choice = ("median of points", None)
 _ANSWERS: Choice = ("own answers", None)
 _CHEAP: Choice = ("cheap", None)
 _FOREST: Choice = ("own answers, forest", None)
@@ -54,6 +55,10 @@ HEAD_PAIRS: tuple[tuple[Choice, Choice], ...] = (
     (("cheap + own heads", None), _CHEAP),
     (("cheap + own causal heads", None), _CHEAP),
     (("cheap + own answers", None), _CHEAP),
+    (("training loss, forest", None), _MEDIAN),
+    (("probe heads, forest", None), _MEDIAN),
+    (("own heads, forest", None), _MEDIAN),
+    (("own causal heads, forest", None), _MEDIAN),
     (("probe heads, forest", None), ("training loss, forest", None)),
     (("probe heads, forest", None), ("probe accuracy, forest", None)),
     (("own heads, forest", None), ("training loss, forest", None)),
@@ -215,7 +220,10 @@ def lock_box_table(table: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
     keep = ["method", "passes", "error", "error_low", "error_high", "coverage", "n_lineages"]
     box = locked[locked["setting"] == "lock_box"][keep]
     known = table[table["setting"] == "new_lineage"][["method", "passes", "error"]]
-    joined = box.merge(known.rename(columns={"error": "cross_validated"}), on=["method", "passes"], how="left")
+    known = known.rename(columns={"error": "cross_validated"})
+    # What cutting heads costs depends on how many heads there are: budgets are told apart by their order, not by their size.
+    both = [frame.assign(place=frame.groupby("method")["passes"].rank("dense")) for frame in (box, known)]
+    joined = both[0].merge(both[1].drop(columns="passes"), on=["method", "place"], how="left").drop(columns="place")
     return joined.assign(ratio=joined["error"] / joined["cross_validated"])
 
 

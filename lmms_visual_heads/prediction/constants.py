@@ -1,0 +1,68 @@
+"""One number per benchmark for every checkpoint: what is left to say of a model that nobody has looked at.
+
+Why beside `Features("mean")`, which averages logits: a benchmark that some models master and others guess has a mean of logits near
+neither, and errs far more than the mean or the median of the points themselves. Whatever is measured must beat these.
+Units: points. Shapes: T test checkpoints, D targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmms_visual_heads.prediction.intervals import HIGH, LOW, upper_quantile
+from lmms_visual_heads.prediction.methods import LEVEL, Array, Budget, Forecast, Test, Training
+from lmms_visual_heads.prediction.standardising import lineage_weights
+from lmms_visual_heads.prediction.zoo_data import ZooData
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Mean or median of each benchmark's points over the known final checkpoints, every lineage counting the same.
+
+    A benchmark without known scores gets that of all known scores together.
+
+    Attributes
+    ----------
+    name : str
+    median : bool
+        The value that errs least in the mean absolute error; False: the mean.
+    """
+
+    name: str
+    median: bool
+    uses_items: bool = False
+
+    def budgets(self, data: ZooData) -> tuple[float, ...]:
+        return (0.0,)
+
+    def predict(self, training: Training, test: Test, budget: Budget) -> Forecast | None:
+        chosen = training.final if training.final.any() else np.ones_like(training.final)
+        models = training.models[chosen]
+        points = np.where(training.scored, training.data.points["clean"][models], np.nan)
+        weights = np.broadcast_to(lineage_weights(training.groups[chosen])[:, None], points.shape)
+        if not np.isfinite(points).any():
+            return None
+        found = np.array([self._of(points[:, b], weights[:, b], points, weights) for b in test.targets])
+        shape = (len(test.models), len(test.targets))
+        mean, half = (np.broadcast_to(found[:, column], shape) for column in (0, 1))
+        return Forecast(mean, np.maximum(mean - half, LOW), np.minimum(mean + half, HIGH), budget.passes)
+
+    def _of(self, values: Array, mass: Array, every: Array, every_mass: Array) -> tuple[float, float]:
+        """The constant of one benchmark, and the half-width that covers: one lineage more counts as infinitely far off."""
+        if not np.isfinite(values).any():
+            values, mass = every, every_mass
+        there = np.isfinite(values)
+        values, mass = values[there], mass[there] / mass[there].sum()
+        center = _median(values, mass) if self.median else float(np.average(values, weights=mass))
+        n = len(values)
+        return center, upper_quantile(np.abs(values - center), mass * n / (n + 1), LEVEL)
+
+
+def _median(values: Array, mass: Array) -> float:
+    """Middle of the mass: between the values where it may lie, in their middle."""
+    return (upper_quantile(values, mass, 0.5) - upper_quantile(-values, mass, 0.5)) / 2
+
+
+CONSTANTS = (Constant("mean of points", False), Constant("median of points", True))
