@@ -42,7 +42,7 @@ def pointed_question(zoos: dict[str, ZooTables]) -> pd.DataFrame:
         answers = tables.answers[(tables.answers["task"] == "vhead_super") & (tables.answers["condition"] == "clean")]
         facts = tables.checkpoints.set_index("model").loc[answers["model"]]
         kept = (facts["final"] & (facts["stratum"] != "broken")).to_numpy(dtype=bool)
-        kept &= ~facts["lineage"].str.endswith("-repeat").to_numpy(dtype=bool)
+        kept = kept & ~facts["lineage"].str.endswith("-repeat").to_numpy(dtype=bool)
         right = 100 * answers["accuracy"].to_numpy(dtype=float)[kept]
         above = {f"at least {limit}": int((right >= limit).sum()) for limit in (50, 60, 80)}
         quartiles = {f"{q:g} %": round(float(pd.Series(right).quantile(q / 100)), 1) for q in (25, 50, 75, 100)}

@@ -57,7 +57,7 @@ def study(
         raise VisualHeadsError(
             "A study needs the folder of a measured zoo; none came. Measure one: visual-heads zoo measure."
         )
-    bar = tqdm(unit="fold", leave=False)
+    bar = tqdm(unit="fold", leave=False, delay=0.5)
 
     def show(what: str, done: int, of: int) -> None:
         bar.total, bar.n = of, done
