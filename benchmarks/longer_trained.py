@@ -2,7 +2,8 @@
 
 Reads the measured sets of the proof zoo (folders `development`, `longer` and, where they are, `lockbox` and `second`) and writes
 `pointed_question.csv` (final checkpoints that were not broken on purpose: accuracy on vhead_super) and `blind.csv` (every method
-fitted on `development`, asked once about `longer`: settings are named as a lock-box's). Small models trained on drawn scenes.
+fitted on `development`, asked once about `longer`: settings are named as a lock-box's) with `blind_differences.csv` (comparisons
+that say whether heads matter, lineage by lineage). Small models trained on drawn scenes.
 
     python benchmarks/longer_trained.py reports/prediction/tables --out reports/prediction/longer
 """
@@ -19,15 +20,16 @@ sys.path[:0] = [str(ROOT)]
 import pandas as pd  # noqa: E402
 
 from lmms_visual_heads.prediction.catalogue import BEST_LABEL_FREE, BEST_LABELLED  # noqa: E402
-from lmms_visual_heads.prediction.trial_frames import primary, summary  # noqa: E402
+from lmms_visual_heads.prediction.trial_frames import differences, primary, summary  # noqa: E402
 from lmms_visual_heads.prediction.trials import Protocol  # noqa: E402
 from lmms_visual_heads.report.study import open_lock_box  # noqa: E402
 from lmms_visual_heads.report.study_page import markdown  # noqa: E402
+from lmms_visual_heads.report.study_tables import HEAD_PAIRS  # noqa: E402
 from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
 
 SETS = ("development", "lockbox", "second", "longer")
 SHOWN = (
-    ("mean", None), ("training loss", None), ("probe accuracy", None), ("training loss, forest", None),
+    ("mean of points", None), ("median of points", None), ("training loss, forest", None),
     ("probe accuracy, forest", None), ("probe heads, forest", None), ("own heads, forest", None),
     ("own causal heads, forest", None), ("raw confidence", 256.0), ("raw agreement", 256.0), ("own answers, forest", None),
     (BEST_LABEL_FREE, None), ("direct scoring, shrunk", 16.0), (BEST_LABELLED, 16.0), ("direct scoring, shrunk", 32.0),
@@ -63,8 +65,9 @@ def main() -> None:
     pointed.to_csv(options.out / "pointed_question.csv", index=False, lineterminator="\n")
     print(markdown(pointed.astype(str)), end="\n\n")
     trials, notes = open_lock_box(zoos["development"], zoos["longer"], Protocol(draws=options.draws))
-    table = summary(primary(trials))
-    table.round(4).to_csv(options.out / "blind.csv", index=False, lineterminator="\n")
+    table, beside = summary(primary(trials)), differences(primary(trials), HEAD_PAIRS, ("lock_box",))
+    for name, frame in (("blind", table), ("blind_differences", beside)):
+        frame.round(4).to_csv(options.out / f"{name}.csv", index=False, lineterminator="\n")
     rows = []
     for method, passes in SHOWN:
         part = table[(table["setting"] == "lock_box") & (table["method"] == method)]
@@ -75,7 +78,8 @@ def main() -> None:
             rows.append(
                 {"method": method, "passes": f"{row['passes']:.0f}", "error": error, "inside": inside, "rho": rho}
             )
-    print(markdown(pd.DataFrame(rows)))
+    print(markdown(pd.DataFrame(rows)), end="\n\n")
+    print(markdown(beside[["method", "beside", "difference", "low", "high"]].round(1)))
     print(*notes, sep="\n")
 
 
