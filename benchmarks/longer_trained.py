@@ -5,7 +5,7 @@ Reads the measured sets of the proof zoo (folders `development`, `longer` and, w
 fitted on `development`, asked once about `longer`: settings are named as a lock-box's) with `blind_differences.csv` (comparisons
 that say whether heads matter, lineage by lineage). Small models trained on drawn scenes.
 
-    python benchmarks/longer_trained.py reports/prediction/tables --out reports/prediction/longer
+    python benchmarks/longer_trained.py reports/prediction/tables --out reports/prediction/longer --draws 1
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import pandas as pd  # noqa: E402
 from lmms_visual_heads.prediction.catalogue import BEST_LABEL_FREE, BEST_LABELLED  # noqa: E402
 from lmms_visual_heads.prediction.trial_frames import differences, primary, summary  # noqa: E402
 from lmms_visual_heads.prediction.trials import Protocol  # noqa: E402
+from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
 from lmms_visual_heads.report.study import open_lock_box  # noqa: E402
-from lmms_visual_heads.report.study_page import markdown  # noqa: E402
+from lmms_visual_heads.report.study_page import markdown, pick, with_limits  # noqa: E402
 from lmms_visual_heads.report.study_tables import HEAD_PAIRS  # noqa: E402
 from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
 
@@ -43,9 +44,8 @@ def pointed_question(zoos: dict[str, ZooTables]) -> pd.DataFrame:
     for name, tables in zoos.items():
         answers = tables.answers[(tables.answers["task"] == "vhead_super") & (tables.answers["condition"] == "clean")]
         facts = tables.checkpoints.set_index("model").loc[answers["model"]]
-        kept = (facts["final"] & (facts["stratum"] != "broken")).to_numpy(dtype=bool)
-        kept = kept & ~facts["lineage"].str.endswith("-repeat").to_numpy(dtype=bool)
-        right = 100 * answers["accuracy"].to_numpy(dtype=float)[kept]
+        kept = facts["final"] & (facts["stratum"] != "broken") & ~facts["lineage"].str.endswith(REPEAT_SUFFIX)
+        right = 100 * answers["accuracy"].to_numpy(dtype=float)[kept.to_numpy(dtype=bool)]
         above = {f"at least {limit}": int((right >= limit).sum()) for limit in (50, 60, 80)}
         quartiles = {f"{q:g} %": round(float(pd.Series(right).quantile(q / 100)), 1) for q in (25, 50, 75, 100)}
         rows.append({"set": name, "trainings": len(right), **quartiles, **above})
@@ -53,7 +53,7 @@ def pointed_question(zoos: dict[str, ZooTables]) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Write both tables and print them."""
+    """Write the tables and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, help="folder with the sets")
     parser.add_argument("--out", type=Path, required=True)
@@ -70,14 +70,10 @@ def main() -> None:
         frame.round(4).to_csv(options.out / f"{name}.csv", index=False, lineterminator="\n")
     rows = []
     for method, passes in SHOWN:
-        part = table[(table["setting"] == "lock_box") & (table["method"] == method)]
-        part = part[part["passes"] == (part["passes"].max() if passes is None else passes)]
-        for row in part.to_dict("records"):
-            error = f"{row['error']:.1f} [{row['error_low']:.1f}, {row['error_high']:.1f}]"
-            inside, rho = f"{row['coverage']:.0%}", f"{row['spearman']:.2f}"
-            rows.append(
-                {"method": method, "passes": f"{row['passes']:.0f}", "error": error, "inside": inside, "rho": rho}
-            )
+        row = pick(table, "lock_box", method, passes)
+        if row is not None:
+            shown = {"passes": f"{row['passes']:.0f}", "error": with_limits(row), "inside": f"{row['coverage']:.0%}"}
+            rows.append({"method": method, **shown, "rho": f"{row['spearman']:.2f}"})
     print(markdown(pd.DataFrame(rows)), end="\n\n")
     print(markdown(beside[["method", "beside", "difference", "low", "high"]].round(1)))
     print(*notes, sep="\n")

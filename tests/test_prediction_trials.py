@@ -69,8 +69,7 @@ def test_folds_judged_in_processes_of_their_own_give_the_same_trials(data: ZooDa
 
 def test_constants_are_the_mean_and_the_median_of_the_known_final_checkpoints(data: ZooData) -> None:
     """Against sorting: one final checkpoint a lineage, so every score has the same weight."""
-    (fold,) = [out for number, out in enumerate(lineage_folds(data, 6, 0)) if number == 0]
-    (situation,) = situations(data, NEW, fold)
+    (situation,) = situations(data, NEW, lineage_folds(data, 6, 0)[0])
     known = situation.training.models[situation.training.final]
     points = data.points["clean"][known]
     for constant in CONSTANTS:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmms_visual_heads.prediction.intervals import HIGH, LOW, upper_quantile
+from lmms_visual_heads.prediction.intervals import HIGH, LOW, known_values, upper_quantile
 from lmms_visual_heads.prediction.methods import LEVEL, Array, Budget, Forecast, Test, Training
-from lmms_visual_heads.prediction.standardising import lineage_weights
 from lmms_visual_heads.prediction.zoo_data import ZooData
 
 
@@ -39,22 +38,18 @@ class Constant:
 
     def predict(self, training: Training, test: Test, budget: Budget) -> Forecast | None:
         chosen = training.final if training.final.any() else np.ones_like(training.final)
-        models = training.models[chosen]
-        points = np.where(training.scored, training.data.points["clean"][models], np.nan)
-        weights = np.broadcast_to(lineage_weights(training.groups[chosen])[:, None], points.shape)
-        if not np.isfinite(points).any():
+        points = np.where(training.scored, training.data.points["clean"][training.models[chosen]], np.nan)
+        known = np.asarray(np.isfinite(points).any(axis=0))
+        if not known.any():
             return None
-        found = np.array([self._of(points[:, b], weights[:, b], points, weights) for b in test.targets])
+        groups = training.groups[chosen]
+        found = np.array([self._of(*known_values(points[:, b] if known[b] else points, groups)) for b in test.targets])
         shape = (len(test.models), len(test.targets))
         mean, half = (np.broadcast_to(found[:, column], shape) for column in (0, 1))
         return Forecast(mean, np.maximum(mean - half, LOW), np.minimum(mean + half, HIGH), budget.passes)
 
-    def _of(self, values: Array, mass: Array, every: Array, every_mass: Array) -> tuple[float, float]:
-        """The constant of one benchmark, and the half-width that covers: one lineage more counts as infinitely far off."""
-        if not np.isfinite(values).any():
-            values, mass = every, every_mass
-        there = np.isfinite(values)
-        values, mass = values[there], mass[there] / mass[there].sum()
+    def _of(self, values: Array, mass: Array) -> tuple[float, float]:
+        """The constant of these scores, and the half-width that covers: one score more counts as infinitely far off."""
         center = _median(values, mass) if self.median else float(np.average(values, weights=mass))
         n = len(values)
         return center, upper_quantile(np.abs(values - center), mass * n / (n + 1), LEVEL)

@@ -110,7 +110,7 @@ def pooled_factor(sizes: Array, groups: npt.NDArray[np.str_], level: float) -> f
     level : float
         Wanted coverage, 0..1.
     """
-    values, mass = _weighted(sizes, groups)
+    values, mass = known_values(sizes, groups)
     n = len(np.unique(groups))
     if n >= CERTIFIED_LINEAGES:
         return upper_quantile(values, mass, level)
@@ -120,11 +120,11 @@ def pooled_factor(sizes: Array, groups: npt.NDArray[np.str_], level: float) -> f
 
 def usual_gap(gaps: Array, groups: npt.NDArray[np.str_]) -> float:
     """How far two views are apart on nine of ten left-out rows [n, ...], every lineage with the same weight; never 0."""
-    return max(upper_quantile(*_weighted(gaps, groups), _USUAL), 1e-3)
+    return max(upper_quantile(*known_values(gaps, groups), _USUAL), 1e-3)
 
 
-def _weighted(values: Array, groups: npt.NDArray[np.str_]) -> tuple[Array, Array]:
-    """The values that are there, and their mass: rows of one lineage share it, and it sums to 1."""
+def known_values(values: Array, groups: npt.NDArray[np.str_]) -> tuple[Array, Array]:
+    """The values [n, ...] that are there, and their mass: rows of one lineage share it, and it sums to 1."""
     there = np.isfinite(values)
     each = lineage_weights(groups).reshape(-1, *[1] * (values.ndim - 1))
     weights = np.where(there, each, 0.0)

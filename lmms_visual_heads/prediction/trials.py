@@ -149,7 +149,7 @@ def run_trials(
     draws = draw_items(data, protocol.draws, protocol.seed)
     work = (delayed(_fold)(data, methods, protocol, out, draws) for out in folds)
     pieces: list[pd.DataFrame] = []
-    for done, found in enumerate(Parallel(n_jobs=min(jobs, len(folds)), return_as="generator")(work)):
+    for done, found in enumerate(Parallel(n_jobs=max(min(jobs, len(folds)), 1), return_as="generator")(work)):
         pieces += found
         if progress is not None:
             progress(done + 1, len(folds))

@@ -230,7 +230,8 @@ def _passes(value: float) -> str:
     return "more than 512" if not np.isfinite(value) else f"about {value:.0f}"
 
 
-def _pick(table: pd.DataFrame, setting: str, method: str, passes: float | None) -> dict[Any, Any] | None:
+def pick(table: pd.DataFrame, setting: str, method: str, passes: float | None) -> dict[Any, Any] | None:
+    """A method's row of `summary` at a budget (None: its largest); None where it was not judged."""
     part = table[(table["setting"] == setting) & (table["method"] == method)]
     part = part[part["passes"] == (part["passes"].max() if passes is None else passes)]
     return None if part.empty else part.iloc[0].to_dict()
@@ -239,15 +240,16 @@ def _pick(table: pd.DataFrame, setting: str, method: str, passes: float | None) 
 def _settings_table(table: pd.DataFrame) -> str:
     rows = []
     for method, passes in _SHOWN:
-        found = {setting: _pick(table, setting, method, passes) for setting in PAGE_SETTINGS}
+        found = {setting: pick(table, setting, method, passes) for setting in PAGE_SETTINGS}
         known = [row for row in found.values() if row is not None]
         if known:
-            cells = {SETTING_WORDS[s]: _error(row) if row is not None else "-" for s, row in found.items()}
+            cells = {SETTING_WORDS[s]: with_limits(row) if row is not None else "-" for s, row in found.items()}
             rows.append({"method": method, "passes": f"{known[0]['passes']:.0f}", **cells})
     return markdown(pd.DataFrame(rows))
 
 
-def _error(row: Any) -> str:
+def with_limits(row: Any) -> str:
+    """An error with its 95 % interval."""
     return f"{row['error']:.1f} [{row['error_low']:.1f}, {row['error_high']:.1f}]"
 
 
@@ -278,7 +280,7 @@ def _quality_table(table: pd.DataFrame, setting: str) -> str:
     rows = []
     shown = [*_SHOWN, ("direct scoring, shrunk", 32.0), (BEST_LABELLED, 32.0)]
     for method, passes in shown:
-        row = _pick(table, setting, method, passes)
+        row = pick(table, setting, method, passes)
         if row is not None:
             name = method if passes is None else f"{method} ({passes:g})"
             numbers = {k: f"{row[k]:.2f}" for k in ("r2", "spearman", "kendall")}
@@ -319,7 +321,7 @@ def _coverage_table(table: pd.DataFrame) -> str:
     for method, passes in shown:
         cells = {}
         for setting in PAGE_SETTINGS:
-            row = _pick(table, setting, method, passes)
+            row = pick(table, setting, method, passes)
             cells[SETTING_WORDS[setting]] = (
                 "-"
                 if row is None
@@ -332,7 +334,9 @@ def _coverage_table(table: pd.DataFrame) -> str:
 def _strata_table(strata: pd.DataFrame) -> str:
     if strata.empty:
         return "Not measured."
-    cell = strata.assign(text=[f"{_error(row)}, covered {row['coverage']:.0%}" for row in strata.to_dict("records")])
+    cell = strata.assign(
+        text=[f"{with_limits(row)}, covered {row['coverage']:.0%}" for row in strata.to_dict("records")]
+    )
     wide = cell.pivot_table(index="method", columns="stratum", values="text", aggfunc="first", sort=False)
     return markdown(wide.reset_index())
 
@@ -389,7 +393,7 @@ def _lock_box(found: pd.DataFrame) -> str:
             rows.append(
                 {
                     "method": method if passes is None else f"{method} ({passes:g} passes)",
-                    "lock-box error": _error(row),
+                    "lock-box error": with_limits(row),
                     "cross-validated": f"{row['cross_validated']:.2f}",
                     "ratio": f"{row['ratio']:.2f}",
                     "coverage": f"{row['coverage']:.0%}",
