@@ -22,6 +22,8 @@ from reuse import reuse_ways
 from ways import EXPLAINED, ways
 
 from lmms_visual_heads.capture.attention import last_query_row
+from lmms_visual_heads.capture.late import LateRow
+from lmms_visual_heads.capture.rows import settle
 
 REAL = ("llava-1.5-7b", "llava-1.5-13b", "llava-1.6-mistral-7b", "llava-1.6-vicuna-13b")
 LIMITS = {576: 1.06, 2880: 1.02}
@@ -62,13 +64,17 @@ def ceilings(device: str, dtype: torch.dtype, quick: bool) -> dict[str, float]:
 
 
 def row_error(device: str, dtype: torch.dtype) -> float:
-    """Largest difference of a row from the same softmax in float64, 32 heads x 2,941 keys x 128 numbers in `dtype`."""
+    """Largest difference of a row, read at once and settled later, from the same softmax in float64.
+
+    32 heads x 2,941 keys x 128 numbers in `dtype`.
+    """
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 32, n, 128, generator=generator).to(dtype) for n in (1, 2941))
-    with torch.inference_mode():
-        row = last_query_row(query.to(device), key.to(device), None, None).cpu().double()
     expected = (query.double() @ key.double().mT * 128**-0.5).softmax(-1)
-    return float((row - expected).abs().max())
+    there = query.to(device), key.to(device)
+    with torch.inference_mode():
+        found = [last_query_row(*there, None, None), *(settle((LateRow(*there, 128**-0.5),)) or ())]
+    return max(float((row.cpu().double() - expected).abs().max()) for row in found)
 
 
 def shares(model: Any, shape: str, n_images: int, ceiling: dict[str, float], repeats: int) -> dict[str, Any]:
@@ -246,10 +252,12 @@ def _targets(capture: pd.DataFrame, reused: pd.DataFrame, error: float) -> list[
     found.append(
         Target("reuse at least 2 times faster at 2,880 visual tokens", "; ".join(parts) or "no such cell", met)
     )
-    same = int((ours["same_answer"] == "yes").sum())
+    same, steady = ours["same_answer"] == "yes", ours["off_again"] == "same"
     found.append(
         Target(
-            "answers with capture on equal those with capture off", f"{same} of {len(ours)} cells", same == len(ours)
+            "answers with capture on equal those with capture off",
+            f"{int(same.sum())} of {len(ours)} cells; a second run of plain generation equals the first in {int(steady.sum())}",
+            bool(same[steady].all()) if steady.any() else None,
         )
     )
     found.append(Target("rows within 1e-6 of the same softmax in float64", f"{error:.1e}", error <= 1e-6))

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from lmms_visual_heads.capture import attention
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.capture.generation import generate_with_rows
-from lmms_visual_heads.capture.rows import stack_rows
+from lmms_visual_heads.capture.rows import settle, stack_rows
 from lmms_visual_heads.statistics.heads import head_statistics
 
 EXPLAINED = {
@@ -137,12 +137,12 @@ class _Projections:
 
 
 class Stopwatch:
-    """Context manager: time inside the capture's own functions (rows, stacking, statistics with their transfer), seconds.
+    """Context manager: time inside the capture's own functions (rows, at once or late, stacking, statistics with their transfer).
 
     On a GPU the device is waited for on both sides of every call, so what is measured is an upper bound: nothing overlaps.
     """
 
-    WATCHED = (("row", attention.last_query_row), ("stack", stack_rows), ("statistics", numbers_of))
+    WATCHED = (("row", attention.last_query_row), ("settle", settle), ("stack", stack_rows), ("statistics", numbers_of))
 
     def __enter__(self) -> Stopwatch:
         self.seconds: dict[str, float] = {name: 0.0 for name, _ in self.WATCHED}
@@ -163,7 +163,7 @@ class Stopwatch:
 
     @property
     def total(self) -> float:
-        """Seconds of all three together."""
+        """Seconds of all together."""
         return sum(self.seconds.values())
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

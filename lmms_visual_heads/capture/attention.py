@@ -1,7 +1,8 @@
 """The attention function: stock SDPA output, and on request the softmax row of the last query.
 
 transformers calls it under the name "visual_heads". Only while `output_attentions=True` reaches it does it compute
-the row; it never builds a full attention map, never repeats keys for grouped-query heads, never changes the output.
+the row (or what a decode step's row on a GPU is computed from later: late.py); it never builds a full attention map, never
+repeats keys for grouped-query heads, never changes the output.
 Units: probability mass 0..1 in float32. Shapes: B batch, H query heads, K key positions.
 """
 
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lmms_visual_heads.capture.late import LateRow, can_wait
 from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.errors import VisualHeadsError
 
@@ -106,12 +108,13 @@ def visual_heads_attention(
     output_attentions: bool = False,
     visual_cut: VisualCut | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None).
+) -> tuple[Tensor, Tensor | LateRow | None]:
+    """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None; `rows.settle` turns late rows
+    into rows).
 
     Heads of `visual_cut` do not see the visual tokens; a layer without such heads runs as if there were no cut.
     """
-    row = None
+    row: Tensor | LateRow | None = None
     if visual_cut is not None and visual_cut.cuts_layer(int(module.layer_idx)):  # type: ignore[arg-type]
         attention_mask = visual_cut.mask(int(module.layer_idx), query, key, attention_mask)  # type: ignore[arg-type]
     if output_attentions:
@@ -121,7 +124,11 @@ def visual_heads_attention(
                     f"Reading attention rows needs plain softmax attention; {type(module).__name__} uses {what}. "
                     "Run this model without capture."
                 )
-        row = last_query_row(query, key, attention_mask, kwargs.get("scaling"))
+        scaling = kwargs.get("scaling")
+        if can_wait(query, key, attention_mask):
+            row = LateRow(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        else:
+            row = last_query_row(query, key, attention_mask, scaling)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output, row
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmms_visual_heads.capture.rows import settle
+
 
 class ForwardReader:
     """Context manager around one `generate` call.
@@ -90,7 +92,7 @@ class ForwardReader:
 
     def _after(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if self.n_passes == self._row_pass:
-            self.attentions = output.attentions
+            self.attentions = settle(output.attentions)
         logits = output.logits[:, -1].float()
         if self.n_passes < 2:
             self.first_logits.append(logits)

@@ -1,11 +1,31 @@
-"""The layers' rows of one forward pass, stacked. Shapes: L layers, B batch, H heads, K key positions."""
+"""The layers' rows of one forward pass, settled and stacked. Shapes: L layers, B batch, H heads, K key positions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lmms_visual_heads.capture.attention import last_query_row
+from lmms_visual_heads.capture.late import LateRow, scores_together
+
+
+def settle(attentions: Sequence[Any] | None) -> tuple[Tensor, ...] | None:
+    """What the layers of a pass that has just ended gave, with every late row [B, H, 1, K] computed.
+
+    To be called before the next pass: late rows hold on to the keys of this one.
+    """
+    late = [row for row in attentions or () if isinstance(row, LateRow)]
+    if attentions is None or not late:
+        return attentions if attentions is None else tuple(attentions)
+    scores = scores_together(late)
+    if scores is not None:
+        rows = iter(scores.softmax(-1))
+    else:
+        rows = iter([last_query_row(row.query, row.key, None, row.scaling) for row in late])
+    return tuple(next(rows) if isinstance(row, LateRow) else row for row in attentions)
 
 
 def stack_rows(attentions: Sequence[Tensor], length: int) -> Tensor:

@@ -188,7 +188,7 @@ def _eager(model: SelfCheckable, inputs: dict[str, Tensor], token: Tensor, rows:
 def _influence(model: SelfCheckable, inputs: dict[str, Tensor], logits: Tensor) -> Finding:
     """Even attention put behind our name must change the logits: then it is our function that the model calls."""
 
-    def even_attention(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def even_attention(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         return visual_heads_attention(module, torch.zeros_like(query), *args, **kwargs)
 
     AttentionInterface.register(ATTENTION_NAME, even_attention)

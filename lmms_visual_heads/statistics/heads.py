@@ -80,8 +80,9 @@ def head_statistics(
     inside = _marked(patch_positions.cpu()[region.cpu()], n_keys) if region is not None else torch.zeros_like(patch)
     base = _marked(base_positions, n_keys) if base_positions is not None else torch.zeros_like(patch)
     parts = (torch.ones_like(patch), patch, visual, visual & ~patch, sink, inside, inside & base, inside & ~base)
-    whole, on_patches, *masses = _masses(rows, torch.stack(parts)).unbind(-1)
-    image, newline, sinks, in_region, in_base, in_tiles = (mass.clamp(max=1.0) for mass in masses)
+    masses = _masses(rows, torch.stack(parts))
+    whole, on_patches = masses[..., 0], masses[..., 1]
+    image, newline, sinks, in_region, in_base, in_tiles = masses[..., 2:].clamp(max=1.0).unbind(-1)
 
     missing = torch.full_like(image, float("nan"))
     statistics = dict.fromkeys(HEAD_STATISTICS, missing)

@@ -1,0 +1,178 @@
+"""Rows of a decode step that are put off: one kernel for all layers against layer by layer, and what falls back.
+
+The kernel runs in Triton's interpreter where there is no GPU; that has to be asked for before the kernel is imported, so it runs
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmms_visual_heads.capture import attention, late, rows
+from lmms_visual_heads.capture.attention import last_query_row
+from lmms_visual_heads.capture.late import LateRow, can_wait, scores_together
+from lmms_visual_heads.capture.rows import settle
+from tests.test_capture_attention import slow_row
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton, which is not installed"
+)
+
+
+def layers(
+    n: int, batch: int, heads: int, key_heads: int, n_keys: int, width: int, dtype: torch.dtype, device: str = "cpu"
+) -> list[LateRow]:
+    """Queries as a decode step has them (split heads of one projection), keys as a cache holds them."""
+    torch.manual_seed(n_keys)
+    made = []
+    for _ in range(n):
+        query = torch.randn(batch, 1, heads, width).to(device, dtype).transpose(1, 2)
+        made.append(LateRow(query, torch.randn(batch, key_heads, n_keys, width).to(device, dtype), 0.3))
+    return made
+
+
+def check(made: list[LateRow]) -> None:
+    with torch.inference_mode():
+        scores = scores_together(made)
+    assert scores is not None
+    for row, found in zip(made, scores.softmax(-1), strict=True):
+        visible = torch.ones(len(row.key), row.key.shape[2], dtype=torch.bool)
+        expected = slow_row(row.query.cpu(), row.key.cpu(), visible, row.scaling)
+        torch.testing.assert_close(found[:, :, 0].cpu().double(), expected, atol=2e-6, rtol=1e-5)
+
+
+def in_the_interpreter() -> None:
+    """What `test_one_kernel_equals_the_slow_twin` starts: every shape and type, an odd address, and a whole generation."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for shape in ((3, 1, 4, 4, 37, 16), (2, 2, 6, 2, 130, 24), (4, 3, 8, 1, 64, 128)):
+            check(layers(*shape, dtype))
+    shifted = layers(2, 1, 4, 4, 37, 16, torch.float32)
+    shifted[1] = LateRow(
+        shifted[1].query, torch.randn(1 + 4 * 37 * 16)[1:].view(1, 4, 37, 16), 0.3
+    )  # not a multiple of 16 bytes
+    check(shifted)
+
+
+@needs_triton
+def test_one_kernel_equals_the_slow_twin() -> None:
+    words = "from tests.test_capture_late import in_the_interpreter; in_the_interpreter(); print('checked')"
+    environment = {"TRITON_INTERPRET": "1", "PATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
+    )
+    assert run.stdout.strip() == "checked", run.stderr
+
+
+def whole_generation(folder: str) -> None:
+    """What `test_a_generation_with_late_rows_gives_the_same` starts: late rows on, then off; same answer, same rows."""
+    from lmms_visual_heads import load_model
+    from lmms_visual_heads.capture.generation import generate_with_rows
+    from tests.tiny import QUESTION, noise_image
+
+    model = load_model(folder)
+    encoded = model.encode(QUESTION, [noise_image()])
+    settings = model.generation_settings({"max_new_tokens": 5})
+    asked: list[int] = []
+    alike = late._alike
+
+    def counted(given: list[LateRow]) -> bool:
+        asked.append(len(given))
+        return alike(given)
+
+    plain = generate_with_rows(model.model, model.move(encoded.inputs), "first_generated", settings)
+    attention.can_wait = lambda query, key, mask: query.shape[2] == 1 and mask is None  # as on a GPU
+    late._alike = counted
+    waited = generate_with_rows(model.model, model.move(encoded.inputs), "first_generated", settings)
+    assert asked == [model.n_layers]
+    assert torch.equal(waited.tokens, plain.tokens)
+    assert waited.rows is not None
+    assert plain.rows is not None
+    torch.testing.assert_close(waited.rows, plain.rows, atol=1e-6, rtol=0)
+    print("checked")
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["llava-llama", "llavanext-mistral"])
+def test_a_generation_with_late_rows_gives_the_same(tiny, kind: str) -> None:
+    words = f"from tests.test_capture_late import whole_generation; whole_generation({str(tiny(kind))!r})"
+    environment = {"TRITON_INTERPRET": "1", "PATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
+    )
+    assert run.stdout.strip().endswith("checked"), run.stderr
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(32, 2, 32, 32, 3000, 128), (5, 1, 32, 8, 1, 128), (3, 4, 6, 2, 65, 80)])
+def test_one_kernel_equals_the_slow_twin_on_a_gpu(shape: tuple, dtype: torch.dtype) -> None:
+    made = layers(*shape, dtype, "cuda")
+    with torch.inference_mode():
+        assert can_wait(made[0].query, made[0].key, None)
+    check(made[:3])
+    with torch.inference_mode():
+        every = scores_together(made)
+        assert every is not None
+        one = last_query_row(made[-1].query, made[-1].key, None, made[-1].scaling)
+    torch.testing.assert_close(every.softmax(-1)[-1], one, atol=2e-6, rtol=1e-5)
+
+
+def test_on_a_cpu_nothing_waits() -> None:
+    row = layers(1, 1, 4, 4, 9, 8, torch.float32)[0]
+    with torch.inference_mode():
+        assert not can_wait(row.query, row.key, None)
+
+
+def test_layers_that_differ_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the kernel is for layers that are alike")
+
+    monkeypatch.setattr(late, "_launch", never)
+    short, long = layers(1, 2, 4, 2, 9, 8, torch.float32), layers(2, 2, 4, 2, 12, 8, torch.float32)
+    given = torch.rand(2, 4, 1, 12)
+    with torch.inference_mode():
+        settled = settle((short[0], None, *long, given))
+        assert settled is not None
+        assert torch.equal(settled[0], last_query_row(short[0].query, short[0].key, None, 0.3))
+        assert torch.equal(settled[3], last_query_row(long[1].query, long[1].key, None, 0.3))
+    assert settled[1] is None
+    assert settled[4] is given
+
+
+def test_a_kernel_that_cannot_start_is_said_once_and_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no C compiler was found")
+
+    monkeypatch.setattr(late, "_works", True)
+    monkeypatch.setattr(late, "_launch", broken)
+    made = layers(3, 2, 4, 2, 12, 8, torch.float32)
+    with torch.inference_mode(), pytest.warns(UserWarning, match="no C compiler was found.*layer by layer"):
+        settled = settle(made)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = settle(made)
+    assert settled is not None
+    assert again is not None
+    for row, first, second in zip(made, settled, again, strict=True):
+        expected = last_query_row(row.query, row.key, None, 0.3)
+        assert torch.equal(first, expected)
+        assert torch.equal(second, expected)
+
+
+def test_memory_that_runs_out_in_the_kernel_is_no_broken_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(late, "_works", True)
+    monkeypatch.setattr(late, "_launch", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        rows.settle(layers(3, 2, 4, 2, 12, 8, torch.float32))
+    assert late._works
