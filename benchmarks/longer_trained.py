@@ -1,9 +1,9 @@
 """Trainings that learnt the pointed question beside those that did so by half; and how the others' predictor fares on them.
 
-Reads the measured sets of the proof zoo (folders `development`, `longer` and, where they are, `lockbox` and `second`) and writes
-`pointed_question.csv` (final checkpoints that were not broken on purpose: accuracy on vhead_super) and `blind.csv` (every method
-fitted on `development`, asked once about `longer`: settings are named as a lock-box's) with `blind_differences.csv` (comparisons
-that say whether heads matter, lineage by lineage). Small models trained on drawn scenes.
+Reads the measured sets of the proof zoo (folders `development`, `longer` and, where they are, `lockbox`, `second` and `more`) and
+writes `pointed_question.csv` (final checkpoints that were not broken on purpose: accuracy on vhead_super), `blind.csv` (every
+method fitted on `development`, asked once about `longer` and `more`: settings are named as a lock-box's) and
+`blind_differences.csv` (comparisons that say whether heads matter, lineage by lineage). Small models trained on drawn scenes.
 
     python benchmarks/longer_trained.py reports/prediction/tables --out reports/prediction/longer --draws 1
 """
@@ -26,9 +26,10 @@ from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
 from lmms_visual_heads.report.study import open_lock_box  # noqa: E402
 from lmms_visual_heads.report.study_page import markdown, pick, with_limits  # noqa: E402
 from lmms_visual_heads.report.study_tables import HEAD_PAIRS  # noqa: E402
-from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
+from lmms_visual_heads.tables.zoo import ZooTables, put_together, read_zoo_tables  # noqa: E402
 
-SETS = ("development", "lockbox", "second", "longer")
+SETS = ("development", "lockbox", "second", "longer", "more")
+LONGER = ("longer", "more")
 SHOWN = (
     ("mean of points", None), ("median of points", None), ("training loss, forest", None),
     ("probe accuracy, forest", None), ("probe heads, forest", None), ("own heads, forest", None),
@@ -64,7 +65,8 @@ def main() -> None:
     pointed = pointed_question(zoos)
     pointed.to_csv(options.out / "pointed_question.csv", index=False, lineterminator="\n")
     print(markdown(pointed.astype(str)), end="\n\n")
-    trials, notes = open_lock_box(zoos["development"], zoos["longer"], Protocol(draws=options.draws))
+    asked = put_together([zoos[name] for name in LONGER if name in zoos])
+    trials, notes = open_lock_box(zoos["development"], asked, Protocol(draws=options.draws))
     table, beside = summary(primary(trials)), differences(primary(trials), HEAD_PAIRS, ("lock_box",))
     for name, frame in (("blind", table), ("blind_differences", beside)):
         frame.round(4).to_csv(options.out / f"{name}.csv", index=False, lineterminator="\n")

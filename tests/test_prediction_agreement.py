@@ -95,3 +95,17 @@ def test_nothing_to_vote_with_is_missing() -> None:
     assert np.isnan(agreement(replies, np.zeros(3), lineages, slice(None))).all()
     assert np.isnan(agreement(replies, np.array([1.0, 0.0, 0.0]), lineages, slice(None))[0])
     assert np.isnan(agreement(replies, np.ones(3), lineages, np.array([], dtype=int))).all()
+
+
+def test_as_if_new_is_a_table_per_benchmark_without_its_scores() -> None:
+    rng = np.random.default_rng(7)
+    replies = [rng.integers(0, 4, (9, 60)) for _ in range(5)]
+    points = rng.uniform(20, 100, (6, 5))
+    lineages = np.array([f"l{i // 2}" for i in range(9)])
+    facts = (np.full(5, 0.25), np.full(5, 60.0), lineages, [slice(None)] * 5)
+    found = agreement_table(replies, np.arange(6), points, *facts, as_if_new=True)
+    for b in range(5):
+        hidden = points.copy()
+        hidden[:, b] = np.nan
+        assert np.array_equal(found[:, b], agreement_table(replies, np.arange(6), hidden, *facts)[:, b])
+    assert not np.array_equal(found, agreement_table(replies, np.arange(6), points, *facts))

@@ -45,6 +45,28 @@ def test_a_lineage_does_not_see_itself() -> None:
     assert np.abs(forest.residuals_).mean() > 20
 
 
+def test_for_a_new_benchmark_errors_are_those_of_benchmarks_left_out() -> None:
+    """What is true of a benchmark alone is of no use for another: its left-out errors say so, and the intervals grow."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat([f"l{i:02d}" for i in range(20)], 3)
+    mark = rng.uniform(0, 100, 8)
+    x = np.broadcast_to(rng.permutation(8)[None, :, None] / 8.0, (60, 8, 1)).copy()
+    y = np.broadcast_to(mark[None, :], (60, 8)) + rng.normal(0, 1, (60, 8))
+    forest = PooledForest(per_benchmark=False).fit(x, np.clip(y, 0, 100), groups)
+    assert np.abs(forest.predict(x)[0] - y).mean() < 3
+    assert np.abs(forest.residuals_).mean() > 10
+    seen = PooledForest(per_benchmark=True).fit(x, np.clip(y, 0, 100), groups)
+    assert np.abs(seen.residuals_).mean() < 3
+
+
+def test_left_out_cells_are_asked_with_what_is_known_of_a_new_benchmark() -> None:
+    x, y, groups = bent_world()
+    blind = np.zeros_like(x)
+    forest = PooledForest(per_benchmark=False).fit(x, y, groups, blind)
+    assert np.abs(forest.predict(x)[0] - y).mean() < 10
+    assert np.abs(forest.residuals_).mean() > 25
+
+
 def test_missing_scores_stay_missing_and_missing_features_are_allowed() -> None:
     x, y, groups = bent_world()
     y[3, 1] = np.nan

@@ -84,6 +84,9 @@ def test_constants_are_the_mean_and_the_median_of_the_known_final_checkpoints(da
     alone = CONSTANTS[0].predict(hidden, situation.test._replace(targets=np.array([0])), Budget(0.0, []))
     assert alone is not None
     np.testing.assert_allclose(alone.mean, points[:, 1:].mean())
+    off = np.sort(np.abs(points[:, 1:] - points[:, 1:].mean()).ravel())
+    rank = int(np.ceil(0.9 * (len(known) + 1) / len(known) * len(off) - 1e-9)) - 1  # one lineage more, not one score
+    np.testing.assert_allclose(alone.high, np.minimum(points[:, 1:].mean() + off[min(rank, len(off) - 1)], 100))
 
 
 def test_a_training_with_one_checkpoint_is_not_watched(tables: ZooTables) -> None:

@@ -94,6 +94,7 @@ def agreement_table(
     n_items: Array,
     lineages: npt.NDArray[np.str_],
     prompts: Sequence[Indices | slice],
+    as_if_new: bool = False,
 ) -> Array:
     """`agreement` of all checkpoints on all benchmarks, [M, B].
 
@@ -107,9 +108,17 @@ def agreement_table(
         Their known scores; NaN where not known.
     prompts : sequence of int array or slice
         Per benchmark.
+    as_if_new : bool
+        Vote on every benchmark as if it had no scores: with the mean weight on the others.
     """
     votes = np.zeros((len(lineages), len(replies)))
-    votes[voters] = vote_weights(points, chance, n_items)
+    if as_if_new:
+        for b in range(len(replies)):
+            hidden = points.copy()
+            hidden[:, b] = np.nan
+            votes[voters, b] = vote_weights(hidden, chance, n_items)[:, b]
+    else:
+        votes[voters] = vote_weights(points, chance, n_items)
     columns = [
         agreement(said, votes[:, b], lineages, chosen)
         for b, (said, chosen) in enumerate(zip(replies, prompts, strict=True))

@@ -43,15 +43,17 @@ class Constant:
         if not known.any():
             return None
         groups = training.groups[chosen]
-        found = np.array([self._of(*known_values(points[:, b] if known[b] else points, groups)) for b in test.targets])
+        n = len(np.unique(groups))
+        found = np.array(
+            [self._of(*known_values(points[:, b] if known[b] else points, groups), n) for b in test.targets]
+        )
         shape = (len(test.models), len(test.targets))
         mean, half = (np.broadcast_to(found[:, column], shape) for column in (0, 1))
         return Forecast(mean, np.maximum(mean - half, LOW), np.minimum(mean + half, HIGH), budget.passes)
 
-    def _of(self, values: Array, mass: Array) -> tuple[float, float]:
-        """The constant of these scores, and the half-width that covers: one score more counts as infinitely far off."""
+    def _of(self, values: Array, mass: Array, n: int) -> tuple[float, float]:
+        """The constant of the scores of `n` lineages, and the half-width that covers: one lineage more is infinitely far off."""
         center = _median(values, mass) if self.median else float(np.average(values, weights=mass))
-        n = len(values)
         return center, upper_quantile(np.abs(values - center), mass * n / (n + 1), LEVEL)
 
 

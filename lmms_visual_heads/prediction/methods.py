@@ -82,7 +82,7 @@ class Training:
         y = to_logit(self.data.points["clean"][self.models], self.data.n_items)
         return np.where(self.scored, y, np.nan)
 
-    def agreement(self, condition: str, prompts: Sequence[Indices | slice], key: Any) -> Array:
+    def agreement(self, condition: str, prompts: Sequence[Indices | slice], key: Any, as_if_new: bool = False) -> Array:
         """`agreement_table` of all M checkpoints with the training checkpoints, [M, B]; made once per condition and `key`.
 
         Nothing but what is asked changes under a condition: the voters are those who answered clean pictures, and so did they.
@@ -97,9 +97,11 @@ class Training:
             for here, changed in zip(said, data.replies[condition], strict=True):
                 here[asked] = changed[asked]
             points = np.where(self.scored, data.points["clean"][self.models], np.nan)
-            return agreement_table(said, self.models, points, data.chance, data.n_items, data.lineages, prompts)
+            return agreement_table(
+                said, self.models, points, data.chance, data.n_items, data.lineages, prompts, as_if_new
+            )
 
-        table: Array = self.remember(("agreement", condition, key), make)
+        table: Array = self.remember(("agreement", condition, key, as_if_new), make)
         return table
 
     def agreement_on_drawn(self, condition: str, budget: Budget) -> Array:

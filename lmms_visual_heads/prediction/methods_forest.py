@@ -70,7 +70,8 @@ class Forest:
         def make() -> tuple[PooledForest, float]:
             known = np.where(training.scored, data.points["clean"][training.models], np.nan)
             forest = PooledForest(per_benchmark=training.sees_all)
-            forest.fit(self._rows(training, "clean", count)[training.models], known, blocks)
+            unseen = None if training.sees_all else self._rows(training, "clean", count, True)[training.models]
+            forest.fit(self._rows(training, "clean", count)[training.models], known, blocks, unseen)
             return forest, factor(forest, training)
 
         key = ("forest", self.wanted, self.agreement, count if self._counts_prompts else 0)
@@ -82,11 +83,11 @@ class Forest:
     def _counts_prompts(self) -> bool:
         return self.agreement or any(entry.startswith("own_answers") for entry in self.wanted)
 
-    def _rows(self, training: Training, condition: str, count: int) -> Array:
+    def _rows(self, training: Training, condition: str, count: int, as_if_new: bool = False) -> Array:
         x = self._features.rows(training.data, condition, count)
         if not self.agreement:
             return x
-        agreed = training.agreement(condition, [slice(count)] * len(training.data.benchmarks), count)
+        agreed = training.agreement(condition, [slice(count)] * len(training.data.benchmarks), count, as_if_new)
         return np.concatenate([x, agreed[:, :, None]], axis=2)
 
 

@@ -48,15 +48,16 @@ class PooledForest:
     per_benchmark : bool
         Whether the benchmark is a feature; False where a benchmark is predicted whose scores are not known.
     n_trees, n_folds : int
-        Trees, and groups of lineages that are left out in turn.
+        Trees, and groups of lineages that are left out in turn; where the benchmark is no feature, each together with each of as
+        many groups of benchmarks.
     random_state : int
 
     Attributes
     ----------
     residuals_ : array [M, B]
-        Actual minus predicted, own lineage left out; NaN where the score is not known.
+        Actual minus predicted, own lineage left out (and own benchmark, where it is no feature); NaN where the score is not known.
     spread_ : array [M, B]
-        Size of the error expected there, own lineage left out.
+        Size of the error expected there, left out alike.
     """
 
     def __init__(self, per_benchmark: bool = True, n_trees: int = 60, n_folds: int = 4, random_state: int = 0) -> None:
@@ -65,23 +66,35 @@ class PooledForest:
         self.n_folds = n_folds
         self.random_state = random_state
 
-    def fit(self, X: Array, y: Array, groups: npt.NDArray[np.str_]) -> Self:
-        """Fit on features [M, B, F] (NaN where missing), points [M, B] (NaN where not known) and lineages [M]."""
+    def fit(self, X: Array, y: Array, groups: npt.NDArray[np.str_], unseen: Array | None = None) -> Self:
+        """Fit on features [M, B, F] (NaN where missing), points [M, B] (NaN where not known) and lineages [M].
+
+        `unseen` [M, B, F]: the features of every cell as they are while its benchmark has no scores; None: the same. Left-out
+        cells are predicted from these.
+        """
         if np.isinf(X).any():
             raise ValueError("features must be finite or missing")
         known = np.isfinite(y)
         rows, target = self._rows(X)[known], y[known]
         weights = np.broadcast_to(lineage_weights(groups)[:, None], y.shape)[known]
         names, of_model = np.unique(groups, return_inverse=True)
-        folds = np.random.default_rng(self.random_state).permutation(len(names)) % min(self.n_folds, len(names))
+        random = np.random.default_rng(self.random_state)
+        folds = random.permutation(len(names)) % min(self.n_folds, len(names))
         fold = np.broadcast_to(folds[of_model][:, None], y.shape)[known]
-        left_out = self._left_out(rows, target, weights, fold, LEAF)
+        columns = np.zeros_like(fold)
+        scored = np.flatnonzero(known.any(axis=0))
+        if not self.per_benchmark and len(scored) > 1:
+            parts = np.zeros(y.shape[1], dtype=np.intp)
+            parts[scored] = random.permutation(len(scored)) % min(self.n_folds, len(scored))
+            columns = np.broadcast_to(parts, y.shape)[known]
+        asked = rows if unseen is None else self._rows(unseen)[known]
+        left_out = self._left_out(rows, asked, target, weights, fold, columns, LEAF)
         size = np.abs(target - left_out)
-        expected = np.maximum(self._left_out(rows, size, weights, fold, SPREAD_LEAF), _FLOOR)
+        expected = np.maximum(self._left_out(asked, asked, size, weights, fold, columns, SPREAD_LEAF), _FLOOR)
         self.residuals_, self.spread_ = np.full(y.shape, np.nan), np.full(y.shape, np.nan)
         self.residuals_[known], self.spread_[known] = target - left_out, expected
         self.scores_ = self._trees(LEAF).fit(rows, target, sample_weight=weights)
-        self.sizes_ = self._trees(SPREAD_LEAF).fit(rows, size, sample_weight=weights)
+        self.sizes_ = self._trees(SPREAD_LEAF).fit(asked, size, sample_weight=weights)
         return self
 
     def predict(self, X: Array) -> tuple[Array, Array]:
@@ -97,16 +110,30 @@ class PooledForest:
         marks = np.broadcast_to(np.eye(X.shape[1]), (X.shape[0], X.shape[1], X.shape[1]))
         return np.concatenate([filled, marks], axis=2) if self.per_benchmark else filled
 
-    def _left_out(self, rows: Array, target: Array, weights: Array, fold: npt.NDArray[np.intp], leaf: int) -> Array:
+    def _left_out(
+        self,
+        rows: Array,
+        asked: Array,
+        target: Array,
+        weights: Array,
+        fold: npt.NDArray[np.intp],
+        columns: npt.NDArray[np.intp],
+        leaf: int,
+    ) -> Array:
+        """Predictions [n] at `asked` by trees on `rows` that saw neither the cell's lineages nor, where there are several groups
+        (`columns`), its benchmarks.
+        """
         out = np.empty(len(target))
-        for number in np.unique(fold):
-            here = fold == number
+        several = bool((columns != columns[0]).any())
+        for number, column in np.unique(np.stack([fold, columns], axis=1), axis=0):
+            here = (fold == number) & (columns == column)
+            seen = (fold != number) & ((columns != column) | (not several))
             # One lineage alone: nothing can be left out, so its own mean stands in and its error counts in full.
-            if here.all():
+            if not seen.any():
                 out[here] = np.average(target, weights=weights)
                 continue
-            fitted = self._trees(leaf).fit(rows[~here], target[~here], sample_weight=weights[~here])
-            out[here] = fitted.predict(rows[here])
+            fitted = self._trees(leaf).fit(rows[seen], target[seen], sample_weight=weights[seen])
+            out[here] = fitted.predict(asked[here])
         return out
 
     def _trees(self, leaf: int) -> ExtraTreesRegressor:

