@@ -8,7 +8,8 @@ from scipy import stats
 
 from lmms_visual_heads.prediction import metrics
 from lmms_visual_heads.prediction.item_response import GRID, ItemResponse, log_likelihood
-from lmms_visual_heads.prediction.pooled import PooledRidge, left_out, lineage_rows
+from lmms_visual_heads.prediction.pooled import PooledRidge, left_out
+from lmms_visual_heads.prediction.standardising import lineage_blocks
 from lmms_visual_heads.prediction.trial_frames import passes_for
 
 RANDOM = np.random.default_rng(0)
@@ -114,7 +115,7 @@ def test_left_out_residuals_equal_refits_without_the_lineage(deviation: float) -
     scaled = z * (1 + deviation)
     values, vectors = np.linalg.eigh((root[:, None] * scaled).T @ (root[:, None] * scaled))
     u = root[:, None] * scaled @ vectors / np.sqrt(values)
-    found = left_out(u * np.sqrt(values / (values + penalty)), constant, root * y, lineage_rows(groups)) / root
+    found = left_out(u * np.sqrt(values / (values + penalty)), constant, root * y, lineage_blocks(groups)) / root
     for name in np.unique(groups):
         out = groups == name
         design = np.column_stack([scaled[~out], np.ones((~out).sum())])

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from lmms_visual_heads.prediction.standardising import lineage_weights
+from lmms_visual_heads.prediction.standardising import lineage_blocks, lineage_weights
 
 Array = npt.NDArray[np.float64]
 
@@ -106,7 +106,7 @@ class PooledRidge:
         constants = np.zeros((len(target), self.n_blocks_))
         constants[np.arange(len(target)), block] = root / np.sqrt(np.maximum(mass, 1e-300)[block])
         centred = root * (target - self.intercepts_[block])
-        rows = lineage_rows(lineage)
+        rows = lineage_blocks(lineage)
         nothing = np.zeros((len(target), 1))
         best_residuals = left_out(nothing, constants, root * target, rows) / root
         of_mean = _mean_square(best_residuals, weights)
@@ -188,13 +188,6 @@ class PooledRidge:
         return np.where(np.isfinite(rows), (rows - self.center_[block]) / self.scale_, 0.0)
 
 
-def lineage_rows(lineages: npt.NDArray[np.str_]) -> list[npt.NDArray[np.intp]]:
-    """Row numbers of the lineages, one array [lineages, size] per size of lineage."""
-    _, index = np.unique(lineages, return_inverse=True)
-    members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
-    return [np.array([m for m in members if len(m) == size]) for size in sorted({len(m) for m in members})]
-
-
 def left_out(half: Array, constants: Array, target: Array, rows: list[npt.NDArray[np.intp]]) -> Array:
     """Residuals of weighted rows when their own lineage is left out of a ridge with unpenalised intercepts.
 
@@ -207,7 +200,7 @@ def left_out(half: Array, constants: Array, target: Array, rows: list[npt.NDArra
     target : array [n]
         Weighted target.
     rows : list of array [lineages, size]
-        As `lineage_rows` gives them.
+        As `lineage_blocks` gives them.
 
     Notes
     -----
