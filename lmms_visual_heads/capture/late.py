@@ -108,13 +108,14 @@ def _launch(rows: Sequence[LateRow]) -> Tensor:
     aligned = all(address % _ALIGNMENT == 0 for address in addresses)
     table = torch.tensor(addresses, dtype=torch.int64).to(key.device)
     scores = torch.empty((len(rows), batch, n_heads, 1, n_keys), dtype=torch.float32, device=key.device)
-    kernel[(len(rows) * batch * n_key_heads, triton.cdiv(n_keys, _BLOCK))](
-        table, scores, rows[0].scaling, len(rows), batch, n_key_heads, n_keys,
-        query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
-        GROUP=n_heads // n_key_heads, WIDTH=width, PADDED=triton.next_power_of_2(width), BLOCK=_BLOCK,
-        DTYPE={torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[key.dtype],
-        ALIGNED=aligned,
-    )  # fmt: skip
+    with torch.cuda.device_of(key):  # Triton starts kernels on the current device
+        kernel[(len(rows) * batch * n_key_heads, triton.cdiv(n_keys, _BLOCK))](
+            table, scores, rows[0].scaling, len(rows), batch, n_key_heads, n_keys,
+            query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
+            GROUP=n_heads // n_key_heads, WIDTH=width, PADDED=triton.next_power_of_2(width), BLOCK=_BLOCK,
+            DTYPE={torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[key.dtype],
+            ALIGNED=aligned,
+        )  # fmt: skip
     return scores
 
 
