@@ -139,7 +139,7 @@ class _Projections:
 class Stopwatch:
     """Context manager: time inside the capture's own functions (rows, at once or late, stacking, statistics with their transfer).
 
-    On a GPU the device is waited for on both sides of every call, so what is measured is an upper bound: nothing overlaps.
+    On a GPU the device is waited for on both sides of every call: nothing overlaps. The hooks around a pass are not in it.
     """
 
     WATCHED = (("row", attention.last_query_row), ("settle", settle), ("stack", stack_rows), ("statistics", numbers_of))

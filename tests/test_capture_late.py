@@ -72,30 +72,55 @@ def test_one_kernel_equals_the_slow_twin() -> None:
 
 
 def whole_generation(folder: str) -> None:
-    """What `test_a_generation_with_late_rows_gives_the_same` starts: late rows on, then off; same answer, same rows."""
+    """What `test_a_generation_with_late_rows_gives_the_same` starts: late rows off, then on; same answer, same rows."""
     from lmms_visual_heads import load_model
-    from lmms_visual_heads.capture.generation import generate_with_rows
+    from lmms_visual_heads.capture.generation import CapturedGeneration, generate_with_rows
+    from lmms_visual_heads.capture.selfcheck import _together
     from tests.tiny import QUESTION, noise_image
 
     model = load_model(folder)
     encoded = model.encode(QUESTION, [noise_image()])
     settings = model.generation_settings({"max_new_tokens": 5})
-    asked: list[int] = []
-    alike = late._alike
+    launched: list[int] = []
+    launch = late._launch
 
-    def counted(given: list[LateRow]) -> bool:
-        asked.append(len(given))
-        return alike(given)
+    def counted(given: list[LateRow]) -> torch.Tensor:
+        scores = launch(given)
+        launched.append(len(given))
+        return scores
 
-    plain = generate_with_rows(model.model, model.move(encoded.inputs), "first_generated", settings)
-    attention.can_wait = lambda query, key, mask: query.shape[2] == 1 and mask is None  # as on a GPU
-    late._alike = counted
-    waited = generate_with_rows(model.model, model.move(encoded.inputs), "first_generated", settings)
-    assert asked == [model.n_layers]
+    def generation() -> CapturedGeneration:
+        return generate_with_rows(model.model, model.move(encoded.inputs), "first_generated", settings)
+
+    plain = generation()
+    late._launch = counted
+    attention.can_wait = lambda query, key, mask: late._may_wait and query.shape[2] == 1 and mask is None  # as on a GPU
+    waited = generation()
+    assert launched == [model.n_layers]
     assert torch.equal(waited.tokens, plain.tokens)
     assert waited.rows is not None
     assert plain.rows is not None
     torch.testing.assert_close(waited.rows, plain.rows, atol=1e-6, rtol=0)
+
+    model.model.generation_config.output_attentions = (
+        True  # somebody wants them from every pass: no row waits unsettled
+    )
+    passes = []
+    hook = model.model.register_forward_hook(lambda module, args, output: passes.append(output))
+    again = generation()
+    hook.remove()
+    assert launched == [model.n_layers] * 2
+    assert again.rows is not None
+    assert torch.equal(again.rows, waited.rows)
+    assert [output.attentions is not None for output in passes] == [False, True, False, False, False]
+    assert not any(isinstance(row, LateRow) for row in passes[1].attentions)
+
+    found = _together(model, 37)
+    assert found.holds is True, found
+    late._launch = lambda given: launch(given) * 1.01
+    assert _together(model, 37).holds is False
+    late._works = False
+    assert _together(model, 37).holds is None
     print("checked")
 
 
@@ -115,8 +140,6 @@ def test_a_generation_with_late_rows_gives_the_same(tiny, kind: str) -> None:
 @pytest.mark.parametrize("shape", [(32, 2, 32, 32, 3000, 128), (5, 1, 32, 8, 1, 128), (3, 4, 6, 2, 65, 80)])
 def test_one_kernel_equals_the_slow_twin_on_a_gpu(shape: tuple, dtype: torch.dtype) -> None:
     made = layers(*shape, dtype, "cuda")
-    with torch.inference_mode():
-        assert can_wait(made[0].query, made[0].key, None)
     check(made[:3])
     with torch.inference_mode():
         every = scores_together(made)
@@ -125,10 +148,50 @@ def test_one_kernel_equals_the_slow_twin_on_a_gpu(shape: tuple, dtype: torch.dty
     torch.testing.assert_close(every.softmax(-1)[-1], one, atol=2e-6, rtol=1e-5)
 
 
-def test_on_a_cpu_nothing_waits() -> None:
-    row = layers(1, 1, 4, 4, 9, 8, torch.float32)[0]
+class OnGpu:
+    """Stands for a tensor on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.shape, self.dtype = shape, dtype
+
+
+def test_what_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decode step on a GPU that sees every key, while somebody will settle it; each condition by itself."""
+    monkeypatch.setattr(late, "_kernel", lambda: "a kernel")
+    monkeypatch.setattr(late, "_works", True)
+    step, keys = OnGpu(1, 4, 1, 8), OnGpu(1, 4, 9, 8)
     with torch.inference_mode():
-        assert not can_wait(row.query, row.key, None)
+        assert not can_wait(step, keys, None)
+        late.let_wait(True)
+        try:
+            assert can_wait(step, keys, None)
+            assert not can_wait(OnGpu(1, 4, 9, 8), keys, None)  # a prefill
+            assert not can_wait(step, keys, torch.ones(1, 1, 1, 9))  # padding, a window, or a cut
+            assert not can_wait(step, OnGpu(1, 4, 9, 8, dtype=torch.float64), None)
+            assert not can_wait(step, torch.zeros(1, 4, 9, 8), None)  # on a CPU
+            with torch.inference_mode(False), torch.enable_grad():
+                assert not can_wait(step, keys, None)
+            monkeypatch.setattr(late, "_works", False)
+            assert not can_wait(step, keys, None)
+            monkeypatch.setattr(late, "_works", True)
+            monkeypatch.setattr(late, "_kernel", lambda: None)
+            assert not can_wait(step, keys, None)
+        finally:
+            late.let_wait(False)
+
+
+def test_keys_are_kept_only_where_the_cache_keeps_them() -> None:
+    from transformers import DynamicCache, LlamaConfig, StaticCache
+
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
+    assert late.holds_its_keys(DynamicCache(config=config))
+    assert not late.holds_its_keys(StaticCache(config=config, max_cache_len=8))
+    assert not late.holds_its_keys(None)
+    offloaded = DynamicCache(config=config)
+    offloaded.offloading = True
+    assert not late.holds_its_keys(offloaded)
 
 
 def test_layers_that_differ_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 A decode step is bound by how fast the host starts kernels; a handful per layer would cost more than the arithmetic. So a
 layer only keeps its query and a reference to the keys that the cache holds anyway, and `scores_together` starts one Triton
 kernel that finds every layer's tensors through a table of addresses. Where that cannot be, `rows.settle` goes layer by layer.
+Rows wait only while a `ForwardReader` that will settle them says so (`let_wait`).
 Shapes: L layers, B batch, H query heads, H_kv key heads, K key positions, D width of a head.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from lmms_visual_heads.capture.memory import out_of_memory
 
@@ -25,7 +27,11 @@ _BLOCK = 64
 _ALIGNMENT = 16
 """Bytes; addresses are multiples of it, so that loads are wide."""
 
+_OF_EARLIER_KERNELS: Any = getattr(torch, "AcceleratorError", ())
+"""What a kernel that ran before ours ends in, wherever the host next waits for the device."""
+
 _works = True
+_may_wait = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +51,22 @@ class LateRow:
     scaling: float
 
 
+def let_wait(yes: bool) -> None:
+    """Say whether rows may wait from now on: whoever says yes settles them, and says no again."""
+    global _may_wait
+    _may_wait = yes
+
+
+def holds_its_keys(cache: Any) -> bool:
+    """Whether the keys of a pass stay on the device anyway: a plain dynamic cache, neither offloaded nor quantized nor static."""
+    return type(cache) is DynamicCache and not cache.offloading
+
+
 def can_wait(query: Tensor, key: Tensor, attention_mask: Tensor | None) -> bool:
     """Whether this layer's row may be put off: a decode step on a GPU that sees every key, nothing to differentiate."""
     return (
-        _works
+        _may_wait
+        and _works
         and query.shape[2] == 1
         and attention_mask is None
         and key.is_cuda
@@ -72,6 +90,8 @@ def scores_together(rows: Sequence[LateRow]) -> Tensor | None:
         return None
     try:
         return _launch(rows)
+    except _OF_EARLIER_KERNELS:
+        raise
     except Exception as error:  # Triton raises errors of its own, of the compiler, and of the driver
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
@@ -121,9 +141,9 @@ def _launch(rows: Sequence[LateRow]) -> Tensor:
 
 @functools.cache
 def _kernel() -> Any:
-    """The compiled-on-demand kernel, or None where Triton is not installed."""
+    """The compiled-on-demand kernel, or None where Triton is not installed or cannot read the kernel's source."""
     try:
         from lmms_visual_heads.capture.late_kernel import scores_kernel
-    except ImportError:
+    except (ImportError, ValueError, OSError):
         return None
     return scores_kernel

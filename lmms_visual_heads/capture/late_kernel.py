@@ -40,7 +40,7 @@ def scores_kernel(
     if ALIGNED:
         query = tl.multiple_of(query, 16)
         key = tl.multiple_of(key, 16)
-    positions = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    positions = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     numbers = tl.arange(0, PADDED)
     inside = (positions < n_keys)[:, None] & (numbers < WIDTH)[None, :]
     start = key + row * key_of_batch + head * key_of_head

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+_OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Triton Error [CUDA]: out of memory",
+)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from lmms_visual_heads.capture.generation import needs_passes_of_our_own, rows_of_pass, steps_from_cache
-from lmms_visual_heads.capture.rows import settle
 
 
 def common_prefix(prompts: Sequence[Tensor]) -> int:
@@ -120,7 +119,7 @@ def prompt_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: Cac
     if cache is not None:
         given["input_ids"] = given["input_ids"][:, cache.get_seq_length() :]
     output = model.model(**given, past_key_values=cache, use_cache=cache is not None, output_attentions=True)
-    rows = rows_of_pass(model, settle(output.attentions), length, "last_prompt")
+    rows = rows_of_pass(model, output.attentions, length, "last_prompt")
     if rows is None:
         raise AssertionError("a query was given, so rows were read")
     return rows

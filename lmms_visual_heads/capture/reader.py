@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmms_visual_heads.capture.late import holds_its_keys, let_wait
 from lmms_visual_heads.capture.rows import settle
 
 
@@ -57,6 +58,7 @@ class ForwardReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        let_wait(False)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -86,13 +88,19 @@ class ForwardReader:
             # The input of this pass ends with the token that was drawn from the last pass's logits.
             self._log_probabilities.append(_log_probability(self._last_logits, kwargs["input_ids"][:, -1]))
             self._last_logits = None
-        if self.n_passes == self._row_pass:
-            kwargs = {**kwargs, "output_attentions": True}
+        wanted = self.n_passes == self._row_pass
+        if wanted or kwargs.get("output_attentions"):
+            kwargs = {**kwargs, "output_attentions": wanted}
+        let_wait(wanted and holds_its_keys(kwargs.get("past_key_values")))
         return args, kwargs
 
     def _after(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if self.n_passes == self._row_pass:
+            let_wait(False)
             self.attentions = settle(output.attentions)
+            output.attentions = (
+                self.attentions
+            )  # late rows would hold this pass's keys as long as `generate` holds its output
         logits = output.logits[:, -1].float()
         if self.n_passes < 2:
             self.first_logits.append(logits)

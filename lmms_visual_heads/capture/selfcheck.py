@@ -16,15 +16,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import AttentionInterface
 
-from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, visual_heads_attention
+from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, last_query_row, visual_heads_attention
 from lmms_visual_heads.capture.forced import forced_generation
 from lmms_visual_heads.capture.generation import generate_with_rows, rows_of_pass, steps_from_cache
+from lmms_visual_heads.capture.late import LateRow, scores_together
 from lmms_visual_heads.schema import QUERIES
 
 QUESTION = "How many shapes are there in this image? Answer with a number."
 SUM_TOLERANCE = 1e-4
 EAGER_TOLERANCE = 1e-4
 """Looser than one row's own error: over many layers the two implementations' hidden states drift apart, too."""
+TOGETHER_TOLERANCE = 1e-5
+"""Both take products and sums in float32, in different orders."""
 EAGER_BYTES = 4 * 2**30
 """Full maps of all layers may take this much memory; larger models skip the comparison."""
 
@@ -111,6 +114,7 @@ def self_check(model: SelfCheckable, repeats: int = 7, image: Image.Image | None
     tokens = captured[None].tokens
     findings = (
         _sums(rows),
+        *((_together(model, rows.shape[-1]),) if model.device.type == "cuda" else ()),
         _eager(model, inputs, tokens[:, :1], rows),
         _influence(model, inputs, captured[None].first_logits),
         _equal_answers(tokens, {query: captured[query].tokens for query in QUERIES}),
@@ -147,6 +151,27 @@ def _sums(rows: Tensor) -> Finding:
     off_by = float((read.sum(-1) - 1).abs().max()) if len(read) else float("nan")
     holds = off_by <= SUM_TOLERANCE
     return Finding("every row sums to 1", holds, f"{read.shape[0] * read.shape[2]} heads, off by at most {off_by:.1e}")
+
+
+@torch.inference_mode()
+def _together(model: SelfCheckable, n_keys: int) -> Finding:
+    """The one kernel for all layers of a decode step against layer by layer, on drawn tensors of the model's shapes and dtype."""
+    proof = "rows of all layers at once equal rows one by one"
+    config = model.model.config.get_text_config(decoder=True)
+    n_key_heads = getattr(config, "num_key_value_heads", None) or model.n_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(heads: int, length: int) -> Tensor:
+        return torch.randn(1, heads, length, width, generator=generator).to(model.device, model.dtype)
+
+    late = [LateRow(drawn(model.n_heads, 1), drawn(n_key_heads, n_keys), width**-0.5) for _ in range(2)]
+    scores = scores_together(late)
+    if scores is None:
+        return Finding(proof, None, "skipped: there is no such kernel here, rows are read layer by layer")
+    one_by_one = torch.stack([last_query_row(row.query, row.key, None, row.scaling) for row in late])
+    off_by = float((scores.softmax(-1) - one_by_one).abs().max())
+    return Finding(proof, off_by <= TOGETHER_TOLERANCE, f"off by at most {off_by:.1e}")
 
 
 @torch.inference_mode()
