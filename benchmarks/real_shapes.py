@@ -279,7 +279,11 @@ def _draw(frame: pd.DataFrame, figure: Any) -> None:
     ]
     panels = sorted(ran["visual_tokens"].unique())
     for tokens, axes in zip(panels, np.atleast_1d(figure.subplots(1, max(1, len(panels)))), strict=True):
-        grouped_bars(axes, ran[ran["visual_tokens"] == tokens], "shape", "method", "ratio", "ratio_low", "ratio_high")
+        part = ran[ran["visual_tokens"] == tokens]
+        grouped_bars(axes, part, "shape", "method", "ratio", "ratio_low", "ratio_high")
         axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlim(0, 1.12 * part["ratio_high"].max())
+        if tokens != panels[-1]:
+            axes.get_legend().remove()
         axes.set_xlabel("time against plain SDPA, prefill + 2 tokens")
         axes.set_title(f"{tokens:,} visual tokens", fontsize=10)
