@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmms_visual_heads.capture.generation import steps_from_cache
+from lmms_visual_heads.capture.layers import steps_from_cache
 from lmms_visual_heads.errors import VisualHeadsError
 
 

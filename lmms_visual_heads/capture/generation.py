@@ -18,14 +18,11 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from lmms_visual_heads.capture.forced import forced_generation
-from lmms_visual_heads.capture.layers import attention_layers
+from lmms_visual_heads.capture.layers import attention_layers, steps_from_cache
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.rows import stack_rows
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import QUERIES
-
-STEPS_FROM_CACHE = ("llava", "llava_next", "vipllava")
-"""Model types for which a decode step needs the token ids and the cache only; for others `generate` itself must run it."""
 
 _OTHER_LOOPS = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "prefill_chunk_size", "dola_layers")
 
@@ -128,11 +125,6 @@ def needs_passes_of_our_own(model: PreTrainedModel, settings: Mapping[str, Any])
         if wanted is not None and wanted > 1:
             return True
     return any(settings.get(name) is not None for name in _OTHER_LOOPS)
-
-
-def steps_from_cache(model: PreTrainedModel) -> bool:
-    """Whether a decode step of `model` needs the token ids and the cache only."""
-    return model.config.model_type in STEPS_FROM_CACHE
 
 
 def rows_of_pass(

@@ -1,11 +1,19 @@
-"""Which decoder layers have an attention row, and which of them look at a part of the prompt only. Reads configs."""
+"""Which decoder layers have an attention row, which look at a part of the prompt only, what a decode step needs. Reads configs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+STEPS_FROM_CACHE = ("llava", "llava_next", "vipllava")
+"""Model types for which a decode step needs the token ids and the cache only; for others `generate` itself must run it."""
+
 _WITHOUT_ROWS = ("linear", "conv", "mamba", "moe", "recurrent")
 _LOCAL = ("sliding", "chunk", "window")
+
+
+def steps_from_cache(model: Any) -> bool:
+    """Whether a decode step of `model` needs the token ids and the cache only."""
+    return model.config.model_type in STEPS_FROM_CACHE
 
 
 def attention_layers(text_config: Any) -> list[int]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from lmms_visual_heads.capture.generation import needs_passes_of_our_own, rows_of_pass, steps_from_cache
+from lmms_visual_heads.capture.generation import needs_passes_of_our_own, rows_of_pass
+from lmms_visual_heads.capture.layers import steps_from_cache
 
 
 def common_prefix(prompts: Sequence[Tensor]) -> int:

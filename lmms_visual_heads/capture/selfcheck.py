@@ -18,8 +18,9 @@ from transformers import AttentionInterface
 
 from lmms_visual_heads.capture.attention import ATTENTION_NAME, attach, last_query_row, visual_heads_attention
 from lmms_visual_heads.capture.forced import forced_generation
-from lmms_visual_heads.capture.generation import generate_with_rows, rows_of_pass, steps_from_cache
+from lmms_visual_heads.capture.generation import generate_with_rows, rows_of_pass
 from lmms_visual_heads.capture.late import LateRow, scores_together
+from lmms_visual_heads.capture.layers import steps_from_cache
 from lmms_visual_heads.schema import QUERIES
 
 QUESTION = "How many shapes are there in this image? Answer with a number."
