@@ -253,11 +253,12 @@ def _targets(capture: pd.DataFrame, reused: pd.DataFrame, error: float) -> list[
         Target("reuse at least 2 times faster at 2,880 visual tokens", "; ".join(parts) or "no such cell", met)
     )
     same, steady = ours["same_answer"] == "yes", ours["off_again"] == "same"
+    differs = bool((~same & steady).any())
     found.append(
         Target(
             "answers with capture on equal those with capture off",
             f"{int(same.sum())} of {len(ours)} cells; a second run of plain generation equals the first in {int(steady.sum())}",
-            True if same.all() else False if bool((~same & steady).any()) else None,
+            True if same.all() else False if differs else None,
         )
     )
     found.append(Target("rows within 1e-6 of the same softmax in float64", f"{error:.1e}", error <= 1e-6))

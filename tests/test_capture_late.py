@@ -49,26 +49,30 @@ def check(made: list[LateRow]) -> None:
         torch.testing.assert_close(found[:, :, 0].cpu().double(), expected, atol=2e-6, rtol=1e-5)
 
 
-def in_the_interpreter() -> None:
-    """What `test_one_kernel_equals_the_slow_twin` starts: every shape and type, an odd address, and a whole generation."""
+def interpreted(call: str) -> None:
+    """Run a function of this module in a process of its own, with the kernel in Triton's interpreter."""
+    words = f"from tests import test_capture_late as here; here.{call}; print('checked')"
+    environment = {"TRITON_INTERPRET": "1", "PATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
+    )
+    assert run.stdout.strip().endswith("checked"), run.stderr
+
+
+def shapes_and_types() -> None:
+    """What `test_one_kernel_equals_the_slow_twin` starts: every shape and type, and an odd address."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for shape in ((3, 1, 4, 4, 37, 16), (2, 2, 6, 2, 130, 24), (4, 3, 8, 1, 64, 128)):
             check(layers(*shape, dtype))
     shifted = layers(2, 1, 4, 4, 37, 16, torch.float32)
-    shifted[1] = LateRow(
-        shifted[1].query, torch.randn(1 + 4 * 37 * 16)[1:].view(1, 4, 37, 16), 0.3
-    )  # not a multiple of 16 bytes
+    odd = torch.randn(1 + 4 * 37 * 16)[1:].view(1, 4, 37, 16)  # its address is no multiple of 16 bytes
+    shifted[1] = LateRow(shifted[1].query, odd, 0.3)
     check(shifted)
 
 
 @needs_triton
 def test_one_kernel_equals_the_slow_twin() -> None:
-    words = "from tests.test_capture_late import in_the_interpreter; in_the_interpreter(); print('checked')"
-    environment = {"TRITON_INTERPRET": "1", "PATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
-    )
-    assert run.stdout.strip() == "checked", run.stderr
+    interpreted("shapes_and_types()")
 
 
 def whole_generation(folder: str) -> None:
@@ -102,9 +106,8 @@ def whole_generation(folder: str) -> None:
     assert plain.rows is not None
     torch.testing.assert_close(waited.rows, plain.rows, atol=1e-6, rtol=0)
 
-    model.model.generation_config.output_attentions = (
-        True  # somebody wants them from every pass: no row waits unsettled
-    )
+    # Somebody wants attentions from every pass: no row waits unsettled.
+    model.model.generation_config.output_attentions = True
     passes = []
     hook = model.model.register_forward_hook(lambda module, args, output: passes.append(output))
     again = generation()
@@ -121,18 +124,12 @@ def whole_generation(folder: str) -> None:
     assert _together(model, 37).holds is False
     late._works = False
     assert _together(model, 37).holds is None
-    print("checked")
 
 
 @needs_triton
 @pytest.mark.parametrize("kind", ["llava-llama", "llavanext-mistral"])
 def test_a_generation_with_late_rows_gives_the_same(tiny, kind: str) -> None:
-    words = f"from tests.test_capture_late import whole_generation; whole_generation({str(tiny(kind))!r})"
-    environment = {"TRITON_INTERPRET": "1", "PATH": "", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1]
-    )
-    assert run.stdout.strip().endswith("checked"), run.stderr
+    interpreted(f"whole_generation({str(tiny(kind))!r})")
 
 
 @needs_gpu

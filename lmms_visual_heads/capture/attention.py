@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lmms_visual_heads.capture.late import LateRow, can_wait
 from lmms_visual_heads.capture.memory import out_of_memory
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, first_line
 
 if TYPE_CHECKING:
     from lmms_visual_heads.capture.cut import VisualCut
@@ -78,7 +78,7 @@ def _float32_product(query: Tensor, key: Tensor) -> Tensor:
         try:
             return torch.bmm(query, key.mT, out_dtype=torch.float32)
         except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
-            if isinstance(error, RuntimeError) and out_of_memory(error):
+            if out_of_memory(error):
                 raise
             _without_products_in_float32(error)
     return torch.bmm(query.float(), key.float().mT)
@@ -91,10 +91,9 @@ def _is_half_on_gpu(key: Tensor) -> bool:
 def _without_products_in_float32(error: Exception) -> None:
     global _products_in_float32
     _products_in_float32 = False
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     warnings.warn(
-        f"visual-heads: this GPU has no half-precision product with float32 sums ({reason}); the keys are copied to float32 "
-        "instead, which takes more time and memory and changes no number beyond rounding.",
+        f"visual-heads: this GPU has no half-precision product with float32 sums ({first_line(error)}); the keys are "
+        "copied to float32 instead, which takes more time and memory and changes no number beyond rounding.",
         stacklevel=2,
     )
 

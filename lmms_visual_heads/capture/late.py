@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lmms_visual_heads.capture.memory import out_of_memory
+from lmms_visual_heads.errors import first_line
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK = 64
@@ -93,13 +94,12 @@ def scores_together(rows: Sequence[LateRow]) -> Tensor | None:
     except _OF_EARLIER_KERNELS:
         raise
     except Exception as error:  # Triton raises errors of its own, of the compiler, and of the driver
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         _works = False
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"visual-heads: the kernel for the rows of all layers could not be built or started ({reason}); rows are read layer "
-            "by layer instead, which takes a little more time and changes no number beyond rounding.",
+            f"visual-heads: the kernel for the rows of all layers could not be built or started ({first_line(error)}); "
+            "rows are read layer by layer instead, which takes a little more time and changes no number beyond rounding.",
             stacklevel=2,
         )
         return None

@@ -17,9 +17,11 @@ def settle(attentions: Sequence[Any] | None) -> tuple[Tensor, ...] | None:
 
     To be called before the next pass: late rows hold on to the keys of this one.
     """
-    late = [row for row in attentions or () if isinstance(row, LateRow)]
-    if attentions is None or not late:
-        return attentions if attentions is None else tuple(attentions)
+    if attentions is None:
+        return None
+    late = [row for row in attentions if isinstance(row, LateRow)]
+    if not late:
+        return tuple(attentions)
     scores = scores_together(late)
     if scores is not None:
         rows = iter(scores.softmax(-1))

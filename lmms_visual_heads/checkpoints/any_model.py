@@ -32,7 +32,7 @@ from lmms_visual_heads.checkpoints.model import Generation, VisualModel
 from lmms_visual_heads.checkpoints.original_config import is_original
 from lmms_visual_heads.checkpoints.quantization import countable, describe_quantization, quantization_settings
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, first_line
 from lmms_visual_heads.names import model_name as name_of
 from lmms_visual_heads.statistics.answers import answer_statistics
 
@@ -155,7 +155,7 @@ def _failing_on(model: AnyVisualModel, batch: Sequence[Encoded]) -> Iterator[Non
         sizes = dict.fromkeys(f"{width} x {height}" for encoded in batch for width, height in encoded.image_sizes)
         raise VisualHeadsError(
             f"The model must answer every question; {model.description['architecture']} failed on images of "
-            f"{', '.join(sizes) or 'no size (none was given)'} ({loading._first_line(error)}). "
+            f"{', '.join(sizes) or 'no size (none was given)'} ({first_line(error)}). "
             "Resize or leave out such images."
         ) from error
 
@@ -250,7 +250,7 @@ def _any_config(source: str, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise VisualHeadsError(
             f"visual_heads_hf needs a model that this transformers knows; {source} has model_type {kind!r} "
-            f"({loading._first_line(error)}). Update transformers, or run it with lmms-eval's own wrapper."
+            f"({first_line(error)}). Update transformers, or run it with lmms-eval's own wrapper."
         ) from error
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise VisualHeadsError(
@@ -267,7 +267,7 @@ def _any_processor(source: str, revision: str | None) -> Any:
     except _PROCESSOR_ERRORS as error:
         raise VisualHeadsError(
             f"A checkpoint needs its processor and tokenizer files; those of {source} cannot be read "
-            f"({loading._first_line(error)}). Copy them from the repository that the checkpoint comes from."
+            f"({first_line(error)}). Copy them from the repository that the checkpoint comes from."
         ) from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise VisualHeadsError(
@@ -317,7 +317,7 @@ def prove_rows(model: AnyVisualModel) -> None:
         except _FORWARD_ERRORS as error:
             raise VisualHeadsError(
                 f"visual_heads_hf needs a model that answers a question about one drawn picture; {kind} failed "
-                f"({loading._first_line(error)}). Run it with lmms-eval's own wrapper, without heads."
+                f"({first_line(error)}). Run it with lmms-eval's own wrapper, without heads."
             ) from error
         if not any(row is not None for row in reader.attentions or ()):
             raise VisualHeadsError(

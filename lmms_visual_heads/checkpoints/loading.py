@@ -43,7 +43,7 @@ from lmms_visual_heads.checkpoints.quantization import (
     refuse_quantized_original,
     stored_quantization,
 )
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, first_line
 from lmms_visual_heads.names import model_name as name_of
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -197,7 +197,7 @@ def load_model(
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise VisualHeadsError(
             f"A checkpoint needs its processor and tokenizer files; those of {source} cannot be read "
-            f"({_first_line(error)}). Copy them from the repository that the checkpoint comes from, or give model_base=."
+            f"({first_line(error)}). Copy them from the repository that the checkpoint comes from, or give model_base=."
         ) from error
     quantized = describe_quantization(config.to_dict(), quantization)
     model = _weights(source, config, revision, wanted, where, quantization=packed, device_map=device_map)
@@ -255,7 +255,7 @@ def stored_config(source: str, revision: str | None) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise VisualHeadsError(
                 f"config.json must be a JSON document; {folder / 'config.json'} cannot be read "
-                f"({_first_line(error)}). Copy it again from where the checkpoint comes from."
+                f"({first_line(error)}). Copy it again from where the checkpoint comes from."
             ) from error
         if not isinstance(stored, dict):
             raise VisualHeadsError(
@@ -271,7 +271,7 @@ def stored_config(source: str, revision: str | None) -> dict[str, Any]:
 def _no_such_checkpoint(source: str, revision: str | None, error: BaseException) -> VisualHeadsError:
     return VisualHeadsError(
         f"No such checkpoint: {source} is no folder here, and the hub did not give it"
-        f"{f' at revision {revision}' if revision else ''} ({_first_line(error)}). "
+        f"{f' at revision {revision}' if revision else ''} ({first_line(error)}). "
         "Check the spelling, the network (HF_HUB_OFFLINE) and your access."
     )
 
@@ -287,7 +287,7 @@ def _config(source: str, revision: str | None, stored: dict[str, Any]) -> Any:
         if folder.is_dir():
             raise VisualHeadsError(
                 f"config.json must describe a model that transformers knows; that of {source} does not "
-                f"({_first_line(error)}). Supported: {_SUPPORTED}."
+                f"({first_line(error)}). Supported: {_SUPPORTED}."
             ) from error
         raise _no_such_checkpoint(source, revision, error) from error
     _check_type(source, {"model_type": config.model_type})
@@ -385,7 +385,7 @@ def _weights(
             raise
         raise VisualHeadsError(
             f"A checkpoint's weight files must be whole and fit its config.json; those of {source} do not "
-            f"({_first_line(error)}). Copy the missing or truncated file again."
+            f"({first_line(error)}). Copy the missing or truncated file again."
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -422,9 +422,3 @@ def _describe(
         "image_aspect": image_aspect_of(processor.image_processor, model.config),
         **compared_with_study(name, layers, heads),
     }
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error, without its full stop, for quoting inside a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".")

@@ -39,7 +39,7 @@ from lmms_visual_heads.checkpoints.original_model import (
     stored_tensors,
 )
 from lmms_visual_heads.checkpoints.original_tower import Tower, find_tower
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, first_line
 
 _ARCHITECTURES = {
     "llava": "LlavaForConditionalGeneration",
@@ -249,7 +249,6 @@ def _tokenizer(source: str, folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), config=LlamaConfig())
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise VisualHeadsError(
-            f"A checkpoint needs its tokenizer files; those of {source} cannot be read "
-            f"({str(error).strip().splitlines()[0].rstrip('.') if str(error).strip() else type(error).__name__}). "
+            f"A checkpoint needs its tokenizer files; those of {source} cannot be read ({first_line(error)}). "
             "Copy them from the repository that the checkpoint comes from."
         ) from error

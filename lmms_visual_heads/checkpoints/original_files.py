@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, first_line
 
 PROJECTOR_FILE = "mm_projector.bin"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -93,7 +93,7 @@ def opened(path: Path) -> Iterator[OpenWeights]:
         ) from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise VisualHeadsError(
-            f"A checkpoint's weight files must be whole; {path} is truncated or damaged ({_first_line(error)}). "
+            f"A checkpoint's weight files must be whole; {path} is truncated or damaged ({first_line(error)[:200]}). "
             "Copy it again from where the checkpoint comes from."
         ) from error
     try:
@@ -211,8 +211,3 @@ def plain_name(name: str) -> str:
     """A stored name without what PEFT puts in front of it."""
     name = name.removeprefix("base_model.")
     return name.removeprefix("model.") if name.startswith(("model.model.", "model.lm_head.")) else name
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".")[:200]

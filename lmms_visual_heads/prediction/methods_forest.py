@@ -70,7 +70,9 @@ class Forest:
         def make() -> tuple[PooledForest, float]:
             known = np.where(training.scored, data.points["clean"][training.models], np.nan)
             forest = PooledForest(per_benchmark=training.sees_all)
-            unseen = None if training.sees_all else self._rows(training, "clean", count, True)[training.models]
+            unseen = None  # only agreement depends on whether a benchmark has scores
+            if self.agreement and not training.sees_all:
+                unseen = self._rows(training, "clean", count, True)[training.models]
             forest.fit(self._rows(training, "clean", count)[training.models], known, blocks, unseen)
             return forest, factor(forest, training)
 

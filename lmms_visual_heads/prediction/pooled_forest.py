@@ -18,6 +18,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from lmms_visual_heads.prediction.standardising import lineage_weights
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 LEAF, SPREAD_LEAF = 2, 10
 """Smallest leaves of the trees for scores, and for the size of errors."""
@@ -77,20 +78,11 @@ class PooledForest:
         known = np.isfinite(y)
         rows, target = self._rows(X)[known], y[known]
         weights = np.broadcast_to(lineage_weights(groups)[:, None], y.shape)[known]
-        names, of_model = np.unique(groups, return_inverse=True)
-        random = np.random.default_rng(self.random_state)
-        folds = random.permutation(len(names)) % min(self.n_folds, len(names))
-        fold = np.broadcast_to(folds[of_model][:, None], y.shape)[known]
-        columns = np.zeros_like(fold)
-        scored = np.flatnonzero(known.any(axis=0))
-        if not self.per_benchmark and len(scored) > 1:
-            parts = np.zeros(y.shape[1], dtype=np.intp)
-            parts[scored] = random.permutation(len(scored)) % min(self.n_folds, len(scored))
-            columns = np.broadcast_to(parts, y.shape)[known]
+        cuts = self._cuts(known, groups)
         asked = rows if unseen is None else self._rows(unseen)[known]
-        left_out = self._left_out(rows, asked, target, weights, fold, columns, LEAF)
+        left_out = self._left_out(rows, asked, target, weights, cuts, LEAF)
         size = np.abs(target - left_out)
-        expected = np.maximum(self._left_out(asked, asked, size, weights, fold, columns, SPREAD_LEAF), _FLOOR)
+        expected = np.maximum(self._left_out(asked, asked, size, weights, cuts, SPREAD_LEAF), _FLOOR)
         self.residuals_, self.spread_ = np.full(y.shape, np.nan), np.full(y.shape, np.nan)
         self.residuals_[known], self.spread_[known] = target - left_out, expected
         self.scores_ = self._trees(LEAF).fit(rows, target, sample_weight=weights)
@@ -110,24 +102,30 @@ class PooledForest:
         marks = np.broadcast_to(np.eye(X.shape[1]), (X.shape[0], X.shape[1], X.shape[1]))
         return np.concatenate([filled, marks], axis=2) if self.per_benchmark else filled
 
-    def _left_out(
-        self,
-        rows: Array,
-        asked: Array,
-        target: Array,
-        weights: Array,
-        fold: npt.NDArray[np.intp],
-        columns: npt.NDArray[np.intp],
-        leaf: int,
-    ) -> Array:
-        """Predictions [n] at `asked` by trees on `rows` that saw neither the cell's lineages nor, where there are several groups
-        (`columns`), its benchmarks.
+    def _cuts(self, known: Mask, groups: npt.NDArray[np.str_]) -> list[tuple[Mask, Mask]]:
+        """What is left out in turn, and what the trees see meanwhile: pairs of masks over the known cells [n].
+
+        A group of lineages; where the benchmark is no feature, each with each group of benchmarks, and neither is seen.
         """
+        random = np.random.default_rng(self.random_state)
+        names, of_model = np.unique(groups, return_inverse=True)
+        folds = random.permutation(len(names)) % min(self.n_folds, len(names))
+        fold = np.broadcast_to(folds[of_model][:, None], known.shape)[known]
+        scored = np.flatnonzero(known.any(axis=0))
+        if self.per_benchmark or len(scored) < 2:
+            return [(fold == number, fold != number) for number in np.unique(fold)]
+        parts = np.zeros(known.shape[1], dtype=np.intp)
+        parts[scored] = random.permutation(len(scored)) % min(self.n_folds, len(scored))
+        part = np.broadcast_to(parts, known.shape)[known]
+        pairs = np.unique(np.stack([fold, part], axis=1), axis=0)
+        return [((fold == f) & (part == p), (fold != f) & (part != p)) for f, p in pairs]
+
+    def _left_out(
+        self, rows: Array, asked: Array, target: Array, weights: Array, cuts: list[tuple[Mask, Mask]], leaf: int
+    ) -> Array:
+        """Predictions [n] at `asked` by trees on the `rows` that a cut lets them see."""
         out = np.empty(len(target))
-        several = bool((columns != columns[0]).any())
-        for number, column in np.unique(np.stack([fold, columns], axis=1), axis=0):
-            here = (fold == number) & (columns == column)
-            seen = (fold != number) & ((columns != column) | (not several))
+        for here, seen in cuts:
             # One lineage alone: nothing can be left out, so its own mean stands in and its error counts in full.
             if not seen.any():
                 out[here] = np.average(target, weights=weights)
