@@ -159,15 +159,15 @@ class _Stopped(Exception):
     pass
 
 
+def _stop_at_23(stage: str, done: int, total: int, loss: float) -> None:
+    if stage == "language model" and done == 23:
+        raise _Stopped
+
+
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = run_training(MICRO, tmp_path / "whole")
-
-    def stop(stage: str, done: int, total: int, loss: float) -> None:
-        if stage == "language model" and done == 23:
-            raise _Stopped
-
     with pytest.raises(_Stopped):
-        run_training(MICRO, tmp_path / "parts", stop, save_every=10)
+        run_training(MICRO, tmp_path / "parts", _stop_at_23, save_every=10)
     stages = []
     parts = run_training(MICRO, tmp_path / "parts", lambda stage, *_: stages.append(stage), save_every=10)
     assert stages == ["language model"] * 10
@@ -182,6 +182,24 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -
     stages.clear()
     run_training(MICRO, tmp_path / "parts", lambda stage, *_: stages.append(stage))
     assert stages == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU at hand: torch sees none")
+@pytest.mark.parametrize("change", [{}, {"tower_share": 0.1, "image_size": 32, "patch_size": 16, "anyres": True}])
+def test_a_training_on_a_gpu_is_that_on_the_cpu_up_to_rounding(change: dict, tmp_path: Path) -> None:
+    """The losses of the first steps agree, a stopped one goes on, and what it keeps can be read without a GPU."""
+    training = replace(MICRO, **change)
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, kept in losses.items():
+        run_training(training, tmp_path / device, lambda *told, kept=kept: kept.append(told[-1]), device=device)
+    assert torch.allclose(*(torch.tensor(kept[:30]) for kept in losses.values()), rtol=1e-3)
+    with pytest.raises(_Stopped):
+        run_training(training, tmp_path / "parts", _stop_at_23, save_every=10, device="cuda")
+    run_training(training, tmp_path / "parts", save_every=10, device="cuda")
+    left, right = (
+        load_file(tmp_path / folder / "micro" / "micro-s30" / "model.safetensors") for folder in ("cuda", "parts")
+    )
+    assert all(torch.allclose(left[key], right[key], atol=1e-2) for key in left)
 
 
 def answers(folder: Path, documents: list[dict], batch: int = 50) -> list[list[int]]:
@@ -222,6 +240,8 @@ def test_command_trains_and_ships_and_the_checkpoint_answers(tmp_path: Path) -> 
         assert len(tokens) >= 1
     result = runner.invoke(zoo_app, ["train", "--config", str(settings), "--only", "macro"])
     assert "--only needs one of micro; 'macro' came" in str(result.exception)
+    result = runner.invoke(zoo_app, ["train", "--config", str(settings), "--device", "cuda:77"])
+    assert "device 'cuda:77' needs 78 GPU(s)" in str(result.exception)
 
 
 @pytest.mark.parametrize(

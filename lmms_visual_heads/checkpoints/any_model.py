@@ -197,7 +197,7 @@ def load_any_model(
     loading.check_device_map(device_map, device)
     config = _any_config(source, revision)
     check_config(config)
-    where = loading._device(device)
+    where = loading.choose_device(device)
     wanted = loading._dtype(dtype, where)
     packed = quantization_settings(source, config.to_dict(), quantization, wanted, where)
     quantized = describe_quantization(config.to_dict(), quantization)

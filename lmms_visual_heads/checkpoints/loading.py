@@ -169,7 +169,7 @@ def load_model(
                 f"device_map= spreads checkpoints in Hugging Face format; {source} is in the original format. "
                 "Convert it first: visual-heads convert SRC DST."
             )
-        where = _device(device)
+        where = choose_device(device)
         wanted = _dtype(dtype, where)
         base_name = None if model_base is None else str(model_base)
         checkpoint = read_checkpoint(source, stored, revision, conversation, image_aspect, base_name)
@@ -186,7 +186,7 @@ def load_model(
             "conversation= names a template of the original llava format; "
             f"{source} is in Hugging Face format and has its own chat template. Leave conversation= out."
         )
-    where = _device(device)
+    where = choose_device(device)
     wanted = _dtype(dtype, where)
     packed = quantization_settings(source, config.to_dict(), quantization, wanted, where, adapted=peft is not None)
     try:
@@ -326,7 +326,7 @@ def check_device_map(device_map: str | dict[str, Any] | None, device: str | torc
         )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

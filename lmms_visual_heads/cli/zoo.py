@@ -55,8 +55,14 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for the trainings.")] = DEFAULT_WORK,
     only: Only = None,
     shard: Shard = "1/1",
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Where they learn, cpu or cuda; rounding, so every digit, is the device's own."),
+    ] = "cpu",
 ) -> None:
     """Train small checkpoints, one training after the other. A finished training is passed over, a stopped one goes on.
+
+    A training keeps one core busy, on a GPU, too: give every core a process of its own with --shard.
 
     Examples:
 
@@ -65,8 +71,13 @@ def train(
         visual-heads zoo train --only w48-d2-t16 --out /tmp/zoo
 
         visual-heads zoo train --config proof --only 'z*' --shard 1/2 --out proof-work
+
+        for i in 1 2 3 4 5 6 7 8; do visual-heads zoo train --config proof --device cuda --shard $i/8 --out proof-work & done; wait
     """
+    from lmms_visual_heads.checkpoints.loading import choose_device
+
     trainings = chosen_trainings(config, only, shard)
+    where = str(choose_device(device))
 
     import torch
     from tqdm import tqdm
@@ -87,7 +98,7 @@ def train(
             if done == total:
                 bars[stage].close()
 
-        folder = run_training(training, out, show)
+        folder = run_training(training, out, show, device=where)
         typer.echo(f"{training.name}: {len(training.kept_steps)} checkpoints in {folder}")
 
 

@@ -29,7 +29,8 @@ def measure(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", help="Without --config: target of profiles, scores, lineages; default: the package's folder."
+            "--to",
+            help="Without --config: target of profiles, own answers, scores, lineages; default: the package's folder.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -62,24 +63,33 @@ def measure(
 
 
 def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | None) -> None:
+    import shutil
+
     import pandas as pd
 
     from lmms_visual_heads.features import read_profiles, write_profiles
     from lmms_visual_heads.harness.zoo import measure as measure_all
+    from lmms_visual_heads.names import file_stem
+    from lmms_visual_heads.scenes.zoo import measured
     from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
-    from lmms_visual_heads.scenes.zoo.measured import LINEAGES_FILE, PROFILES_FILE, SCORES_FILE, measured_folder
+    from lmms_visual_heads.schema import ANSWERS_SUFFIX
     from lmms_visual_heads.tables import read_results, write_scores
 
     shipped = shipped_checkpoints()
     results = measure_all({entry["name"]: entry["path"] for entry in shipped}, out, batch_size=batch_size, limit=limit)
-    target = measured_folder() if to is None else to
-    target.mkdir(parents=True, exist_ok=True)
-    write_profiles(read_profiles([out / "heads"]), target / PROFILES_FILE)
-    write_scores(read_results(results).frame, target / SCORES_FILE)
+    target = measured.measured_folder() if to is None else to
+    own = target / measured.OWN_FOLDER
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    for entry in shipped:
+        shutil.copy2(out / "own" / f"{file_stem(entry['name'])}{ANSWERS_SUFFIX}", own)
+    write_profiles(read_profiles([out / "heads"]), target / measured.PROFILES_FILE)
+    write_scores(read_results(results).frame, target / measured.SCORES_FILE)
     lineages = pd.DataFrame({"model": [e["name"] for e in shipped], "lineage": [e["lineage"] for e in shipped]})
-    lineages.to_csv(target / LINEAGES_FILE, index=False)
+    lineages.to_csv(target / measured.LINEAGES_FILE, index=False)
     typer.echo(
-        f"{len(shipped)} checkpoints: {target / PROFILES_FILE}, {target / SCORES_FILE}, {target / LINEAGES_FILE}"
+        f"{len(shipped)} checkpoints in {target}: {measured.PROFILES_FILE}, {measured.OWN_FOLDER}/, {measured.SCORES_FILE}, "
+        f"{measured.LINEAGES_FILE}"
     )
 
 

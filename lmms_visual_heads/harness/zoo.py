@@ -1,4 +1,4 @@
-"""Measures small checkpoints: the probe and the `scenes` benchmarks through lmms-eval, one head table and one results file each.
+"""Measures small checkpoints through lmms-eval: the probe and the `scenes` benchmarks, then the benchmarks' first prompts alone.
 
 What is measured already is passed over, so an interrupted call goes on where it stopped.
 """
@@ -20,6 +20,8 @@ from lmms_visual_heads.schema import ANSWERS_SUFFIX, HEADS_SUFFIX
 
 PROBE = "vhead"
 BENCHMARKS = "scenes"
+OWN_PROMPTS = 64
+"""Prompts of each benchmark that a checkpoint answers in a short run of its own: what others' answers are compared with."""
 
 
 def measure(
@@ -32,7 +34,8 @@ def measure(
     checkpoints : mapping of str to Path
         Model name -> folder in Hugging Face format.
     out : Path
-        Gets `heads/<name>.heads.parquet`, `heads/<name>.answers.parquet` and `results/<name>_results.json`.
+        Gets `heads/<name>.heads.parquet`, `heads/<name>.answers.parquet`, `results/<name>_results.json`, and
+        `own/<name>.answers.parquet`: the answers to the first `OWN_PROMPTS` documents of each benchmark.
     batch_size, limit
         As for lmms-eval.
 
@@ -43,25 +46,34 @@ def measure(
     """
     # The small checkpoints know the drawn scenes only: other data under the same task names are left aside.
     os.environ.pop("VHEAD_DATA", None)
-    heads, results = out / "heads", out / "results"
-    heads.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
+    heads, results, own = out / "heads", out / "results", out / "own"
+    for folder in (heads, results, own):
+        folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, checkpoint in tqdm(checkpoints.items(), desc="measuring checkpoints"):
         stem = file_stem(name)
         target = results / f"{stem}_results.json"
         written.append(target)
-        if target.exists():
-            continue
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            document = evaluate(
-                checkpoint, [PROBE, BENCHMARKS], batch_size=batch_size, limit=limit, heads=scratch, model_name=name
-            )
-            for suffix in (HEADS_SUFFIX, ANSWERS_SUFFIX):
-                (table,) = Path(scratch).glob(f"*{suffix}")
-                shutil.move(table, heads / f"{stem}{suffix}")
-        document["config"]["model_args"] = f"model_name={name}"
-        part = target.with_suffix(".part")
-        part.write_text(json.dumps(document, indent=1, sort_keys=True, default=str))
-        os.replace(part, target)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=out) as scratch:
+                document = evaluate(
+                    checkpoint, [PROBE, BENCHMARKS], batch_size=batch_size, limit=limit, heads=scratch, model_name=name
+                )
+                _keep(Path(scratch), heads / stem, HEADS_SUFFIX, ANSWERS_SUFFIX)
+            document["config"]["model_args"] = f"model_name={name}"
+            part = target.with_suffix(".part")
+            part.write_text(json.dumps(document, indent=1, sort_keys=True, default=str))
+            os.replace(part, target)
+        if not own.joinpath(f"{stem}{ANSWERS_SUFFIX}").exists():
+            few = OWN_PROMPTS if limit is None else min(OWN_PROMPTS, limit)
+            with tempfile.TemporaryDirectory(dir=out) as scratch:
+                evaluate(checkpoint, [BENCHMARKS], batch_size=batch_size, limit=few, heads=scratch, model_name=name)
+                _keep(Path(scratch), own / stem, ANSWERS_SUFFIX)
     return written
+
+
+def _keep(scratch: Path, stem: Path, *suffixes: str) -> None:
+    """Move a run's tables to files that begin with `stem`."""
+    for suffix in suffixes:
+        (table,) = scratch.glob(f"*{suffix}")
+        shutil.move(table, stem.with_name(stem.name + suffix))

@@ -90,7 +90,7 @@ def keep_checkpoint(model: SmallLlava, processor: LlavaProcessor, facts: dict[st
     for old in (kept, part):
         if old.exists():
             shutil.rmtree(old)
-    copy.deepcopy(model).to(torch.float16).save_pretrained(part)
+    copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(part)
     processor.save_pretrained(part)
     write_json(part / FACTS_FILE, facts)
     part.rename(kept)
@@ -114,7 +114,8 @@ def load_state(path: Path, model: SmallLlava, optimiser: torch.optim.Optimizer) 
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[f"parameter.{name}"])
         if f"step.{name}" in tensors:
-            optimiser.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _ADAM}
+            moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM[1:]}
+            optimiser.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
     return int(tensors["step"]), tensors["recent"]
 
 

@@ -252,7 +252,8 @@ def normalised(images: Tensor, processor: LlavaProcessor) -> Tensor:
     """`pixel_values` of resized images, float32 [..., 3, size, size]: what the processor does after its resizing."""
     settings = processor.image_processor
     mean, std = (
-        torch.tensor(value, dtype=torch.float32)[:, None, None] for value in (settings.image_mean, settings.image_std)
+        torch.tensor(value, dtype=torch.float32, device=images.device)[:, None, None]
+        for value in (settings.image_mean, settings.image_std)
     )
     return (images.to(torch.float32) * settings.rescale_factor - mean) / std
 

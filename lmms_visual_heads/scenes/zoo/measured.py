@@ -8,8 +8,10 @@ from pathlib import Path
 PROFILES_FILE = "zoo.profiles.parquet"
 SCORES_FILE = "scores.csv"
 LINEAGES_FILE = "lineages.csv"
+OWN_FOLDER = "own"
+"""Answers of every shipped checkpoint to a few prompts of each benchmark, one table each."""
 
 
 def measured_folder() -> Path:
-    """The folder inside the package with head profiles, scores and lineages of the shipped checkpoints."""
+    """The folder inside the package with head profiles, own answers, scores and lineages of the shipped checkpoints."""
     return Path(str(resources.files("lmms_visual_heads.scenes"))) / "measured"

@@ -19,19 +19,19 @@ from lmms_visual_heads.scenes.zoo.vocabulary import BLANK, END
 
 
 @cache
-def block_mask(prefix: int, turns: int, length: int) -> Tensor:
+def block_mask(prefix: int, turns: int, length: int, device: torch.device) -> Tensor:
     """Additive float32 mask [1, 1, K, K], K = prefix + turns * length: 0 where a position may look, else the lowest float."""
     total = prefix + turns * length
     position = torch.arange(total)
     turn = torch.where(position < prefix, -1, (position - prefix) // length)
     visible = (position[None, :] <= position[:, None]) & ((turn[None, :] == -1) | (turn[None, :] == turn[:, None]))
     mask = torch.zeros(total, total).masked_fill(~visible, torch.finfo(torch.float32).min)
-    return mask[None, None]
+    return mask[None, None].to(device)
 
 
 @cache
-def _positions(prefix: int, turns: int, length: int) -> Tensor:
-    return torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(turns)])[None]
+def _positions(prefix: int, turns: int, length: int, device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(turns)])[None].to(device)
 
 
 def image_embeddings(model: SmallLlava, features: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ def packed_states(model: SmallLlava, features: Tensor, ids: Tensor, processor: L
     image = image_embeddings(model, features)
     embed = model.get_input_embeddings()
     user = processor.tokenizer.convert_tokens_to_ids("user:")
-    opening = embed(torch.tensor([processor.tokenizer.bos_token_id, user])).expand(n, -1, -1)
+    opening = embed(ids.new_tensor([processor.tokenizer.bos_token_id, user])).expand(n, -1, -1)
     embeddings = torch.cat([opening, image, embed(ids.reshape(n, turns * length))], dim=1)
     prefix = embeddings.shape[1] - turns * length
     states = model.model.language_model(
         inputs_embeds=embeddings,
-        attention_mask=block_mask(prefix, turns, length),
-        position_ids=_positions(prefix, turns, length),
+        attention_mask=block_mask(prefix, turns, length, ids.device),
+        position_ids=_positions(prefix, turns, length, ids.device),
         use_cache=False,
     ).last_hidden_state
     return states, prefix
@@ -79,8 +79,12 @@ def answer_logits(
     ids, start = turns.ids[rows], turns.start[rows]
     n, n_turns, length = ids.shape
     states, prefix = packed_states(model, features, ids, processor)
-    base = prefix + torch.arange(n_turns)[None] * length + start
-    where = (base[..., None] + torch.arange(3)).reshape(n, n_turns * 3, 1).expand(-1, -1, states.shape[-1])
+    base = prefix + torch.arange(n_turns, device=ids.device)[None] * length + start
+    where = (
+        (base[..., None] + torch.arange(3, device=ids.device))
+        .reshape(n, n_turns * 3, 1)
+        .expand(-1, -1, states.shape[-1])
+    )
     return model.lm_head(states.gather(1, where)).unflatten(1, (n_turns, 3))
 
 

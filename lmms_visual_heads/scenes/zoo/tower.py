@@ -49,16 +49,16 @@ def train_tower(
         Share of the occupied patches of the last batches whose kind, colour and boxedness were right.
     """
     torch.manual_seed(training.seed + 1)
-    tower = CLIPVisionModel(tower_config(training))
+    tower = CLIPVisionModel(tower_config(training)).to(images.device)
     sizes = (1 + len(names_of(training)), len(COLOUR_NAMES), 2, len(LETTERS))
-    head = nn.Linear(training.tower_hidden, sum(sizes))
+    head = nn.Linear(training.tower_hidden, sum(sizes)).to(images.device)
     parameters = [*tower.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=training.tower_learning_rate, weight_decay=0.01)
-    right = torch.zeros(3)
+    right = torch.zeros(3, device=images.device)
     for step in range(training.tower_steps):
         for group in optimiser.param_groups:
             group["lr"] = training.tower_learning_rate * cosine(step, training.tower_steps)
-        rows = _batches(training.seed, len(images), training.tower_batch, step)
+        rows = _batches(training.seed, len(images), training.tower_batch, step).to(images.device)
         # One view of each picture: the base view and the tiles in turn.
         views: tuple[Tensor, ...] = (rows,) if images.dim() == 4 else (rows, (rows + step) % images.shape[1])
         states = tower(normalised(images[views], processor)).last_hidden_state[:, 1:]
@@ -121,10 +121,11 @@ def align_projector(
     """
     index = processor.tokenizer.convert_tokens_to_ids
     weight = model.get_input_embeddings().weight.detach()
-    names = torch.cat([torch.zeros(1, training.hidden), weight[index(list(names_of(training)))]])
-    colours = torch.cat([weight[index(list(COLOUR_NAMES))], torch.zeros(1, training.hidden)])
-    letters = torch.cat([weight[index(list(LETTERS))], torch.zeros(1, training.hidden)])  # the last: no quadrant
-    boxed = torch.stack([torch.zeros(training.hidden), weight[index("these")]])
+    nothing = weight.new_zeros(1, training.hidden)
+    names = torch.cat([nothing, weight[index(list(names_of(training)))]])
+    colours = torch.cat([weight[index(list(COLOUR_NAMES))], nothing])
+    letters = torch.cat([weight[index(list(LETTERS))], nothing])  # the last: no quadrant
+    boxed = torch.cat([nothing, weight[index("these")][None]])
     projector = model.model.multi_modal_projector
     _standardise_input(projector.linear_1, features)
     optimiser = torch.optim.AdamW(projector.parameters(), lr=training.alignment_learning_rate, weight_decay=0.0)
@@ -132,7 +133,7 @@ def align_projector(
     for step in range(training.alignment_steps):
         for group in optimiser.param_groups:
             group["lr"] = training.alignment_learning_rate * cosine(step, training.alignment_steps)
-        rows = _batches(training.seed + 2, len(features), 64 if features.dim() == 3 else 16, step)
+        rows = _batches(training.seed + 2, len(features), 64 if features.dim() == 3 else 16, step).to(features.device)
         occupied = (labels.name[rows] > 0).float()[..., None]
         target = names[labels.name[rows]] + colours[labels.colour[rows]] + boxed[labels.boxed[rows]]
         target = target + 0.7 * occupied * letters[labels.quadrant[rows]]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -39,10 +40,16 @@ class Lessons:
     turns: lessons.EncodedTurns
 
 
-def prepare_lessons(training: Training, processor: LlavaProcessor) -> Lessons:
+def prepare_lessons(training: Training, processor: LlavaProcessor, device: str = "cpu") -> Lessons:
     """Draw, resize, label and encode the scenes of a training."""
     images, turns, pictures = lessons.encode_pictures(training, processor)
-    return Lessons(images, training_labels(pictures, training), turns)
+    labels = training_labels(pictures, training)
+    return Lessons(images.to(device), _to(labels, device), _to(turns, device))
+
+
+def _to(tensors: Any, device: str) -> Any:
+    """A dataclass of tensors on another device."""
+    return replace(tensors, **{part.name: getattr(tensors, part.name).to(device) for part in fields(tensors)})
 
 
 def batch_rows(training: Training, step: int) -> Tensor:
@@ -80,8 +87,8 @@ class Learner:
         else:
             model.model.vision_tower.requires_grad_(False)
         self._optimiser = torch.optim.AdamW(groups, weight_decay=training.weight_decay, betas=(0.9, 0.98))
-        self._weights = torch.tensor(WORD_WEIGHTS)
-        self._hits = torch.zeros(2, len(TURN_TYPES))
+        self._weights = torch.tensor(WORD_WEIGHTS, device=model.device)
+        self._hits = torch.zeros(2, len(TURN_TYPES), device=model.device)
         self.step = 0
         self.recent: deque[float] = deque(maxlen=HISTORY_EVERY)
 
@@ -105,7 +112,7 @@ class Learner:
         for group in self._optimiser.param_groups:
             factor = tower.cosine(self.step, training.steps, training.warmup)
             group["lr"] = group["share"] * training.learning_rate * factor
-        rows = batch_rows(training, self.step)
+        rows = batch_rows(training, self.step).to(self._model.device)
         logits = packing.answer_logits(self._model, self._seen(rows), self._turns, rows, self._processor)
         targets = packing.answer_targets(self._turns, rows, self._processor)
         losses = F.cross_entropy(
@@ -159,7 +166,12 @@ def _put_tower(
 
 
 def run_training(
-    training: Training, work: Path, progress: tower.Progress = lambda *_: None, *, save_every: int = 1000
+    training: Training,
+    work: Path,
+    progress: tower.Progress = lambda *_: None,
+    *,
+    save_every: int = 1000,
+    device: str = "cpu",
 ) -> Path:
     """Train one lineage, or go on where it stopped; return its folder.
 
@@ -173,15 +185,18 @@ def run_training(
         Called as `progress(stage, done, total, loss)` after every step of every stage.
     save_every : int
         Steps between two saved states; a stopped training loses at most as many.
+    device : str
+        Where it learns. The start, the pictures and their order are the same everywhere, rounding is not: the same training on
+        another device ends as another repeat would.
     """
     folder = work / training.name
     if (folder / "finished.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.process_time()
+    started, on_the_clock = time.process_time(), time.perf_counter()
     processor = build_processor(training.image_size, training.patch_size, suite=training.suite, anyres=training.anyres)
-    data = prepare_lessons(training, processor)
-    model = build_model(training, processor)
+    data = prepare_lessons(training, processor, device)
+    model = build_model(training, processor).to(device)
     _put_tower(training, model, data, processor, folder / "tower.safetensors", progress)
     learner = Learner(training, model, data, processor)
     state, history = folder / "state.safetensors", folder / "history.jsonl"
@@ -200,7 +215,9 @@ def run_training(
             keeping.keep_checkpoint(model, processor, facts, folder)
         if step % save_every == 0:
             learner.save(state)
-    cost = {"settings": training.to_dict(), "cpu_seconds_of_the_last_start": time.process_time() - started}
+    cost = {"settings": training.to_dict(), "device": device}
+    cost["cpu_seconds_of_the_last_start"] = time.process_time() - started
+    cost["seconds_of_the_last_start"] = time.perf_counter() - on_the_clock
     keeping.write_json(folder / "finished.json", cost)
     state.unlink(missing_ok=True)
     return folder
