@@ -42,12 +42,29 @@ def test_it_leaves_what_it_promises(demos: list[tuple[Path, str]]) -> None:
         assert tuple(predictions.columns) == PREDICTION_COLUMNS
         assert set(predictions.benchmark) == BENCHMARKS
         assert ((predictions.low <= predictions.predicted) & (predictions.predicted <= predictions.high)).all()
-        assert len(list((out / "heads").glob("*.heads.parquet"))) == 1
+        for kind, number in (("heads", 1), ("answers", 2), ("causal", 1)):
+            assert len(list((out / "heads").glob(f"*.{kind}.parquet"))) == number
         assert set(pd.read_csv(out / "scores.csv").n_items) == {40}
         page = (out / "report" / "index.html").read_text()
         assert "small models trained on drawn scenes" in page
         for words in ("predicted", "baseline", "actual", "inside the interval on"):
             assert words in printed
+
+
+def test_it_says_what_did_the_work(demos: list[tuple[Path, str]]) -> None:
+    """Answers before the heads' cuts before the heads' attention, and the report's error is far below the baseline's."""
+    out, printed = demos[0]
+    methods = pd.read_csv(out / "report" / "data" / "methods.csv").set_index("method")
+    assert methods.error["own_answers_free"] < methods.error["own_causal"] < methods.error["probe_heads"]
+    errors = pd.read_csv(out / "report" / "data" / "errors.csv")
+    assert errors.error.mean() < 5 < 20 < errors.baseline_error.mean()
+    predictions = pd.read_csv(out / "predictions.csv", keep_default_na=False)
+    assert predictions.method.str.startswith("own_").all()
+    for method in predictions.method:
+        assert f"{method}: predicted from" in printed
+    page = (out / "report" / "index.html").read_text()
+    assert "What did the work" in page
+    assert "a model answers 64 prompts of each benchmark, labels unused" in page
 
 
 def test_the_numbers_are_the_same_twice(demos: list[tuple[Path, str]]) -> None:

@@ -392,6 +392,7 @@ class TestCommands:
         measured = read_measured(folder / "heads")
         assert measured.causal["kl"].round(4).isin([0.5, 0.1, 0.2]).all()
         assert read_measured([*folder.glob("new/*.heads.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
+        assert read_measured([*folder.glob("new/*.answers.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
         assert measured.item_flops[measured.answers["model"].iloc[0], "scenes_color"] > 0
         out, _ = typed(
             "fit", "--heads", folder / "heads", "--scores", folder / "scores.csv", "--lineages", folder / "lineages.csv",

@@ -240,6 +240,45 @@ def test_the_words_visual_head_come_with_their_threshold(tmp_path):
     assert text.count("visual heads (S > 0.07)") == 3
 
 
+@pytest.mark.parametrize(
+    ("description", "wanted"),
+    [
+        ({}, (True, None)),
+        ({"chosen": {"a": "probe_heads", "b": "mean"}, "own_prompts": {"a": 64}}, (True, None)),
+        ({"chosen": {"a": "own_answers_free", "b": "mean"}, "own_prompts": {"a": 64, "b": 32}}, (False, 48)),
+        ({"chosen": {"a": "own_answers_heads"}, "own_prompts": {"a": 16}}, (True, 16)),
+        ({"chosen": {"a": "training"}, "own_prompts": {}}, (False, None)),
+    ],
+)
+def test_only_what_the_chosen_methods_need_is_priced(description, wanted):
+    assert page.needed(description) == wanted
+
+
+def test_what_did_the_work_stands_on_the_page(full, tmp_path):
+    made = predictions(["new/one"]).assign(method=["own_confidence", "own_agreement+items", "mean", "mean", "mean"])
+    predictor = FakePredictor(evaluation(), {}, made)
+    predictor.methods_ = pd.DataFrame(
+        {
+            "benchmark": BENCHMARKS,
+            "method": ["own_confidence", "own_agreement", "probe_heads", "probe_heads", "probe_heads"],
+            "error": [1.0, 2.0, 30.0, 31.0, 32.0],
+            "baseline_error": 20.0,
+            "chosen": [True, True, False, False, False],
+        }
+    )
+    path = write_report(tmp_path, [profile("new/one")], None, predictor, made)
+    shown = Page(path.read_text())
+    assert [row[1] for row in shown.tables["table-methods"][1:]] == ["1.0", "2.0", "31.0"]
+    assert shown.tables["table-methods"][2][4] == BENCHMARKS[1]
+    text = re.sub(r"\s+", " ", "".join(shown.text))
+    assert (
+        f"Predicted from the confidence on its own prompts ({BENCHMARKS[0]}); the answers on its own prompts and how often"
+        in text
+    )
+    assert f"the mean of the fitted trainings ({', '.join(BENCHMARKS[2:])})." in text
+    assert "table-methods" not in full["html"]
+
+
 def test_only_models_that_the_predictor_has_not_seen_are_predicted(full):
     assert full["predictor"].asked == ["new/one", NASTY]
     assert full["page"].tables["table-predictions"][1][0] == "new/one"

@@ -121,6 +121,40 @@ def test_better_than_the_baseline_is_said_with_both_errors():
     assert "At the probe's cost (768 questions) one could score 154 items of each benchmark instead" in details
 
 
+def test_own_prompts_are_priced_and_the_probe_is_not_where_nothing_needs_it():
+    frame = evaluation(noise=1)
+    verdict = judged(frame, own_prompts=64)
+    details = " ".join(verdict.details)
+    assert "probe's cost" not in details
+    points = frame["actual"].to_numpy(float) / 100
+    # The mean absolute error of a share of 64 draws, every lineage counting the same: a slow twin by drawing.
+    drawn = np.random.default_rng(1).binomial(64, np.clip(points, 0, 1), size=(20_000, len(points))) / 64
+    errors = pd.Series(100 * np.abs(drawn - points).mean(axis=0)).groupby(frame["lineage"].to_numpy()).mean().mean()
+    assert verdict.numbers["own_prompts_error"] == pytest.approx(errors, rel=0.06)
+    said = f"the same prompts would err by about {verdict.numbers['own_prompts_error']:.1f} points"
+    assert f"a model answers 64 prompts of each benchmark, labels unused. Scored with their labels, {said}" in details
+
+
+def test_what_did_the_work_is_a_mean_over_benchmarks_with_the_best_first():
+    assert score_frames.method_frame(None) is None
+    methods = pd.DataFrame(
+        [
+            ("a", "probe_heads", 8.0, 10.0, False),
+            ("a", "own_confidence", 2.0, 10.0, True),
+            ("b", "probe_heads", 4.0, 6.0, True),
+            ("b", "own_confidence", 5.0, 6.0, False),
+            ("a", "own_causal", 3.0, 10.0, False),
+        ],
+        columns=["benchmark", "method", "error", "baseline_error", "chosen"],
+    )
+    frame = score_frames.method_frame(methods)
+    assert frame["method"].tolist() == ["own_causal", "own_confidence", "probe_heads"]
+    assert frame["error"].tolist() == [3.0, 3.5, 6.0]
+    assert frame["n_benchmarks"].tolist() == [1, 2, 2]
+    assert frame["chosen_for"].tolist() == ["", "a", "b"]
+    assert frame["words"].tolist()[2] == "the heads on the probe"
+
+
 def test_no_better_than_the_baseline_warns_against_choosing():
     verdict = judged(evaluation(noise=10, baseline_noise=10))
     assert verdict.verdict == "not better"

@@ -16,11 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProces
 from typer.testing import CliRunner
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.measured import ANSWER_MEANS, read_measured
+from lmms_visual_heads.harness.zoo import OWN_PROMPTS
 from lmms_visual_heads.scenes import documents as data
 from lmms_visual_heads.scenes.drawing import draw_scene
 from lmms_visual_heads.scenes.questions import full_prompt
 from lmms_visual_heads.scenes.zoo import labels as labels_of
 from lmms_visual_heads.scenes.zoo import lessons, manifest, packing, tower
+from lmms_visual_heads.scenes.zoo.measured import OWN_FOLDER, measured_folder
 from lmms_visual_heads.scenes.zoo.model import build_model
 from lmms_visual_heads.scenes.zoo.scoring import accuracies
 from lmms_visual_heads.scenes.zoo.settings import TURN_TYPES, Training, read_settings
@@ -334,3 +337,18 @@ def test_lessons_have_the_declared_shapes(processor: LlavaProcessor) -> None:
     assert lesson.labels.name.shape == (40, 16)
     assert lesson.turns.ids.shape[:2] == (40, 3)
     assert set(lesson.turns.kind.flatten().tolist()) <= set(range(len(TURN_TYPES)))
+
+
+def test_every_shipped_checkpoint_has_its_own_answers_and_cuts() -> None:
+    """What the demo fits on: the same prompts for all, every head cut, and none of it older than the checkpoints' settings."""
+    folder = measured_folder() / OWN_FOLDER
+    measured = read_measured([folder])
+    names = {entry["name"] for entry in manifest.shipped_checkpoints()}
+    assert set(measured.answers.model) == set(measured.causal.model) == names
+    assert len(list(folder.iterdir())) == 2 * len(names)
+    assert set(measured.answers.n_prompts) == {OWN_PROMPTS}
+    assert len({digest for (_, task), digest in measured.fingerprints.items() if task == "scenes_color"}) == 1
+    assert np.isfinite(measured.answers[list(ANSWER_MEANS)].to_numpy()).all()
+    for entry in manifest.shipped_checkpoints():
+        cuts = measured.causal[measured.causal.model == entry["name"]]
+        assert len(cuts) == 5 * (1 + entry["layers"] + entry["layers"] * entry["heads"])

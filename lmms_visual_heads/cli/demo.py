@@ -21,7 +21,7 @@ def demo(
         str, typer.Option("--checkpoint", help="Another embedded checkpoint (see: visual-heads zoo status).")
     ] = DEMO_CHECKPOINT,
 ) -> None:
-    """Probe an embedded checkpoint, predict its benchmark scores, then really score it, and write a report.
+    """Probe an embedded checkpoint, predict its benchmark scores without labels, then really score it, and write a report.
 
     The predictor is fitted on the other embedded checkpoints; every checkpoint of the probed one's own training is left out.
     The checkpoints are small models trained on drawn scenes: the demo shows how the tool works, not what it says of a 7B model.
@@ -45,7 +45,8 @@ def demo(
     probed = shipped[checkpoint]
     relatives = [name for name, entry in shipped.items() if entry["lineage"] == probed["lineage"]]
 
-    heads = _probe(console, probed, out)
+    _probe(console, probed, out)
+    heads = _answer(console, probed, out)
     predictor = _fit(console, shipped, relatives, out)
     predictions = _predict(console, predictor, heads, out)
     results = _score(console, probed, documents, out)
@@ -67,12 +68,33 @@ def _make_folders(out: Path) -> None:
         ) from None
 
 
-def _probe(console: Any, probed: dict[str, Any], out: Path) -> Path:
+def _probe(console: Any, probed: dict[str, Any], out: Path) -> None:
     from lmms_visual_heads.harness.evaluation import run_command
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
     command = run_command(
-        probed["path"], ["vhead"], output=out / "logs", heads=out / "heads", name=probed["name"], batch_size=32
+        probed["path"], ["vhead"], output=out / "logs", heads=out / "heads", model_name=probed["name"], batch_size=32
+    ).command
+    console.print(f"[dim]$ {command}[/dim]", soft_wrap=True, highlight=False)
+
+
+def _answer(console: Any, probed: dict[str, Any], out: Path) -> Path:
+    from lmms_visual_heads.harness.evaluation import run_command
+    from lmms_visual_heads.harness.zoo import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS
+
+    console.rule(
+        f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused: plain, with other pictures, with heads cut",
+        align="left",
+    )
+    command = run_command(
+        probed["path"],
+        [BENCHMARKS],
+        output=out / "logs",
+        heads=out / "heads",
+        model_name=probed["name"],
+        batch_size=32,
+        limit=OWN_PROMPTS,
+        **OWN_ARGUMENTS,
     ).command
     console.print(f"[dim]$ {command}[/dim]", soft_wrap=True, highlight=False)
     return out / "heads"
@@ -80,22 +102,37 @@ def _probe(console: Any, probed: dict[str, Any], out: Path) -> Path:
 
 def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
     from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.names import file_stem
     from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
-    from lmms_visual_heads.scenes.zoo.measured import LINEAGES_FILE, PROFILES_FILE, SCORES_FILE, measured_folder
+    from lmms_visual_heads.scenes.zoo.measured import (
+        LINEAGES_FILE,
+        OWN_FOLDER,
+        PROFILES_FILE,
+        SCORES_FILE,
+        measured_folder,
+    )
+    from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX
     from lmms_visual_heads.tables import read_lineages, read_scores
 
     folder = measured_folder()
     others = [name for name in shipped if name not in relatives]
     profiles = read_profiles([folder / PROFILES_FILE]).only(others)
+    own = [
+        folder / OWN_FOLDER / f"{file_stem(name)}{suffix}"
+        for name in others
+        for suffix in (ANSWERS_SUFFIX, CAUSAL_SUFFIX)
+    ]
     scores = read_scores(folder / SCORES_FILE)
     scores = scores[scores.model.isin(others)]
     lineages = {name: lineage for name, lineage in read_lineages(folder / LINEAGES_FILE).items() if name in others}
-    console.rule("2. Fit a predictor on checkpoints with known scores", align="left")
-    predictor = BenchmarkPredictor().fit(profiles, scores, lineages)
+    console.rule("3. Fit a predictor on checkpoints with known scores", align="left")
+    with console.status("fitting every method, with every group of trainings left out in turn"):
+        predictor = BenchmarkPredictor().fit(profiles, scores, lineages, read_measured(own))
     predictor.save(out / "predictor.skops")
     console.print(
-        f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings; none of the probed one's training: "
-        f"{', '.join(relatives)}",
+        f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings that answered the same prompts; none of "
+        f"the probed one's training: {', '.join(relatives)}",
         highlight=False,
     )
     return predictor
@@ -103,29 +140,34 @@ def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path)
 
 def _predict(console: Any, predictor: Any, heads: Path, out: Path) -> pd.DataFrame:
     from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
 
-    console.rule("3. Predict the scores of a checkpoint that it has not seen", align="left")
-    predictions = predictor.predict(read_profiles([heads]))
+    console.rule("4. Predict the scores of a checkpoint that it has not seen", align="left")
+    predictions = predictor.predict(read_profiles([heads]), measured=read_measured([heads]))
     predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
     for row in predictions.to_dict("records"):
         interval = rf"\[{row['low']:.1f}, {row['high']:.1f}]"
         console.print(
-            f"{row['benchmark']:22s} {row['predicted']:5.1f} {interval:16s} baseline {row['baseline']:.1f}",
+            f"{row['benchmark']:22s} {row['predicted']:5.1f} {interval:16s} baseline {row['baseline']:.1f}  {row['method']}",
             highlight=False,
         )
+    for name in dict.fromkeys(predictions["method"]):
+        console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
     return predictions
 
 
 def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> Path:
     from lmms_visual_heads.harness.evaluation import run_command
+    from lmms_visual_heads.harness.zoo import BENCHMARKS
 
-    console.rule(f"4. Really score it: {documents} documents of each benchmark", align="left")
+    console.rule(f"5. Really score it: {documents} documents of each benchmark", align="left")
     run = run_command(
         probed["path"],
-        ["scenes"],
+        [BENCHMARKS],
         output=out / "logs",
         heads=out / "scoring",
-        name=probed["name"],
+        model_name=probed["name"],
         batch_size=32,
         limit=documents,
     )
@@ -144,7 +186,7 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
     write_scores(scores, out / "scores.csv")
     points = 100 * scores.score / scores.scale
     actual: dict[str, float] = dict(zip(scores.benchmark, points, strict=True))
-    console.rule("5. Compare, in points (100 = everything right)", align="left")
+    console.rule("6. Compare, in points (100 = everything right)", align="left")
     table = Table("benchmark", *(Column(name, justify="right", no_wrap=True) for name in _COMPARED), box=box.SIMPLE)
     inside = nearer = 0
     for row in predictions.to_dict("records"):
@@ -173,14 +215,20 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
 
 def _report(console: Any, heads: Path, predictor: Any, out: Path) -> None:
     from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_measured
     from lmms_visual_heads.report.page import make_report
     from lmms_visual_heads.tables import read_scores
 
-    console.rule("6. Report", align="left")
+    console.rule("7. Report", align="left")
     command = ["visual-heads", "report", "--heads", f"{out}/heads", "--scores", f"{out}/scores.csv"]
     command += ["--predictor", f"{out}/predictor.skops", "--out", f"{out}/report"]
     made = make_report(
-        out / "report", [read_profiles([heads])], read_scores(out / "scores.csv"), predictor, command=command
+        out / "report",
+        [read_profiles([heads])],
+        read_scores(out / "scores.csv"),
+        predictor,
+        command=command,
+        measured=read_measured([heads]),
     )
     console.print(made.trust.sentence, highlight=False)
     console.print(f"Open [bold]{made.path}[/bold]", soft_wrap=True, highlight=False)

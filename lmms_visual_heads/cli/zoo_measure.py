@@ -72,7 +72,7 @@ def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | N
     from lmms_visual_heads.names import file_stem
     from lmms_visual_heads.scenes.zoo import measured
     from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
-    from lmms_visual_heads.schema import ANSWERS_SUFFIX
+    from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX
     from lmms_visual_heads.tables import read_results, write_scores
 
     shipped = shipped_checkpoints()
@@ -82,7 +82,8 @@ def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | N
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     for entry in shipped:
-        shutil.copy2(out / "own" / f"{file_stem(entry['name'])}{ANSWERS_SUFFIX}", own)
+        for suffix in (ANSWERS_SUFFIX, CAUSAL_SUFFIX):
+            shutil.copy2(out / "own" / f"{file_stem(entry['name'])}{suffix}", own)
     write_profiles(read_profiles([out / "heads"]), target / measured.PROFILES_FILE)
     write_scores(read_results(results).frame, target / measured.SCORES_FILE)
     lineages = pd.DataFrame({"model": [e["name"] for e in shipped], "lineage": [e["lineage"] for e in shipped]})

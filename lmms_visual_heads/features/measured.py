@@ -184,7 +184,7 @@ def answer_means(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def read_measured(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> Measured:
-    """Answer and causal tables under folders, and beside named head tables; nothing where there are none.
+    """Answer and causal tables that are named, under folders, and beside named head tables; nothing where there are none.
 
     Raises
     ------
@@ -197,6 +197,8 @@ def read_measured(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[st
         for suffix, kept in found.items():
             if path.is_dir():
                 kept += sorted(path.rglob(f"*{suffix}"))
+            elif path.name.endswith(suffix):
+                kept.append(path)
             elif path.name.endswith(HEADS_SUFFIX):
                 beside = path.with_name(path.name.removesuffix(HEADS_SUFFIX) + suffix)
                 kept += [beside] if beside.exists() else []

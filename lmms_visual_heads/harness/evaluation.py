@@ -67,9 +67,12 @@ def evaluate(
         log_samples=False,
         verbosity="ERROR",
     )
-    named = ",".join(f"{name}={value}" for name, value in {"pretrained": str(pretrained), **model_args}.items())
-    results["config"] |= {"model": MODEL_ID, "model_args": named}
+    results["config"] |= {"model": MODEL_ID, "model_args": _typed({"pretrained": str(pretrained), **model_args})}
     return json.loads(json.dumps(results, default=str))
+
+
+def _typed(model_args: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in model_args.items())
 
 
 def start_lmms_eval(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
@@ -92,9 +95,11 @@ def run_command(
     heads: Path,
     batch_size: int = 8,
     limit: int | None = None,
-    name: str | None = None,
+    **model_args: str,
 ) -> CommandRun:
     """Run the `lmms-eval` command as a user would, its log in `output`; its progress bars go to the terminal.
+
+    Further `model_args` are those of `visual_heads_llava`, as for `evaluate`.
 
     Raises
     ------
@@ -103,8 +108,8 @@ def run_command(
     """
     output.mkdir(parents=True, exist_ok=True)
     before = set(output.rglob("*_results.json"))
-    model_args = f"pretrained={pretrained},heads={heads}" + (f",model_name={name}" if name else "")
-    words = ["--model", MODEL_ID, "--model_args", model_args]
+    given = {"pretrained": str(pretrained), "heads": str(heads), **model_args}
+    words = ["--model", MODEL_ID, "--model_args", _typed(given)]
     words += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--output_path", str(output)]
     words += ["--limit", str(limit)] if limit is not None else []
     # The embedded checkpoints know the drawn scenes only: other data under the same task names are left aside.

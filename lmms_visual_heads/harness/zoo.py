@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.names import file_stem
-from lmms_visual_heads.schema import ANSWERS_SUFFIX, HEADS_SUFFIX
+from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
 
 PROBE = "vhead"
 BENCHMARKS = "scenes"
 OWN_PROMPTS = 64
 """Prompts of each benchmark that a checkpoint answers in a short run of its own: what others' answers are compared with."""
+OWN_ARGUMENTS = {"control_tasks": "scenes_*", "image_control": "swap+blank", "knockout": "all+layers+heads"}
+"""Arguments of that run: every prompt with another picture and with none, and with heads cut."""
 
 
 def measure(
@@ -35,7 +37,7 @@ def measure(
         Model name -> folder in Hugging Face format.
     out : Path
         Gets `heads/<name>.heads.parquet`, `heads/<name>.answers.parquet`, `results/<name>_results.json`, and
-        `own/<name>.answers.parquet`: the answers to the first `OWN_PROMPTS` documents of each benchmark.
+        `own/<name>.answers.parquet` and `own/<name>.causal.parquet`: the first `OWN_PROMPTS` documents of each benchmark.
     batch_size, limit
         As for lmms-eval.
 
@@ -64,11 +66,12 @@ def measure(
             part = target.with_suffix(".part")
             part.write_text(json.dumps(document, indent=1, sort_keys=True, default=str))
             os.replace(part, target)
-        if not own.joinpath(f"{stem}{ANSWERS_SUFFIX}").exists():
+        if not own.joinpath(f"{stem}{CAUSAL_SUFFIX}").exists():
             few = OWN_PROMPTS if limit is None else min(OWN_PROMPTS, limit)
             with tempfile.TemporaryDirectory(dir=out) as scratch:
-                evaluate(checkpoint, [BENCHMARKS], batch_size=batch_size, limit=few, heads=scratch, model_name=name)
-                _keep(Path(scratch), own / stem, ANSWERS_SUFFIX)
+                arguments = {"heads": scratch, "model_name": name, **OWN_ARGUMENTS}
+                evaluate(checkpoint, [BENCHMARKS], batch_size=batch_size, limit=few, **arguments)
+                _keep(Path(scratch), own / stem, ANSWERS_SUFFIX, CAUSAL_SUFFIX)
     return written
 
 

@@ -77,6 +77,11 @@ class DeclaredMethod:
         """Whether prompts of the benchmark itself are needed."""
         return any(column.startswith("own_") for column in self.columns)
 
+    @property
+    def probe(self) -> bool:
+        """Whether the probe is needed."""
+        return any(column.startswith("probe_") for column in self.columns)
+
 
 _FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
 

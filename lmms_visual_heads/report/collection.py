@@ -28,6 +28,7 @@ class ReportFrames:
     predictions: pd.DataFrame | None = None
     evaluation: pd.DataFrame | None = None
     errors: pd.DataFrame | None = None
+    methods: pd.DataFrame | None = None
 
     def items(self) -> list[tuple[str, pd.DataFrame]]:
         """(name, frame) of every frame that is there and has rows."""
@@ -61,4 +62,5 @@ def build_frames(
         predictions=None if predictions is None else score_frames.prediction_frame(predictions, scores),
         evaluation=evaluation,
         errors=None if evaluation is None or evaluation.empty else score_frames.error_frame(evaluation),
+        methods=score_frames.method_frame(getattr(predictor, "methods_", None)),
     )

@@ -6,9 +6,10 @@ Every picture stands on a frame, and every frame is written beside the page as `
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -201,12 +202,26 @@ def page_trust(made: ReportFrames, predictor: Any | None = None) -> Trust:
     documents = tasks.groupby("model")["n_documents"].sum()
     judged = made.runs[made.runs["model"].isin(evaluation["model"])]
     sizes = fitted.get("language_model_parameters") or judged["language_model_parameters"].tolist()
+    needs_probe, own_prompts = needed(fitted)
     return trust(
         evaluation,
         level=_level(made, predictor),
         small=is_small(sizes, evaluation["benchmark"].unique().tolist()),
-        probe_documents=int(documents.median()) if len(documents) else None,
+        probe_documents=int(documents.median()) if len(documents) and needs_probe else None,
+        own_prompts=own_prompts,
     )
+
+
+def needed(description: Mapping[str, Any]) -> tuple[bool, int | None]:
+    """What the chosen methods of a predictor need, from its description: the probe or not, and how many prompts of a benchmark."""
+    if "chosen" not in description:
+        return True, None
+    from lmms_visual_heads.prediction.declared_methods import METHODS
+
+    used = [method for method in METHODS if method.name in description["chosen"].values()]
+    counts = list(description["own_prompts"].values())
+    own = int(median(counts)) if counts and any(method.own_prompts for method in used) else None
+    return any(method.probe for method in used), own
 
 
 def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> list[str]:

@@ -36,12 +36,30 @@ def prediction_panels(predictions: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 
 def remarks(predictions: pd.DataFrame | None) -> dict[str, Any]:
-    """Flags in words: what holds for the whole table once, the rest per row; `any` says whether a row has one."""
+    """Flags in words: what holds for the whole table once, the rest per row; `any` says whether a row has one.
+
+    `sources`: what the scores are predicted from, and the benchmarks that are.
+    """
     if predictions is None:
-        return {"shared": "", "rows": [], "any": False}
+        return {"shared": "", "rows": [], "any": False, "sources": ""}
     shared = shared_flags(predictions["flags"])
     own = [in_words(flag for flag in split_flags(cell) if flag not in shared) for cell in predictions["flags"]]
-    return {"shared": in_words(shared), "rows": own, "any": any(own)}
+    return {"shared": in_words(shared), "rows": own, "any": any(own), "sources": sources(predictions)}
+
+
+def sources(predictions: pd.DataFrame) -> str:
+    """What the scores are predicted from, with the benchmarks of each method where there are several; empty where none is named."""
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+
+    if "method" not in predictions.columns:
+        return ""
+    named = predictions.assign(method=predictions["method"].str.partition("+")[0])
+    groups = {
+        METHOD_WORDS[str(name)]: ", ".join(dict.fromkeys(part["benchmark"]))
+        for name, part in named.groupby("method", sort=False)
+        if name in METHOD_WORDS
+    }
+    return "; ".join(groups) if len(groups) == 1 else "; ".join(f"{words} ({which})" for words, which in groups.items())
 
 
 def evaluation_panels(made: ReportFrames) -> list[dict[str, Any]]:

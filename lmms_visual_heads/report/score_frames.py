@@ -104,6 +104,39 @@ def error_frame(evaluation: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*names, "difference_high", "covered", "n_intervals"])
 
 
+def method_frame(methods: pd.DataFrame | None) -> pd.DataFrame | None:
+    """What the scores could be predicted from, and how well that did, the best first; None without a fitted choice.
+
+    Parameters
+    ----------
+    methods : DataFrame or None
+        A predictor's `methods_`: benchmark, method, error, baseline_error, chosen.
+
+    Returns
+    -------
+    DataFrame
+        method, words, n_benchmarks (it was tried on), error and baseline_error (means over these on left-out trainings, points),
+        chosen_for (names, joined by commas).
+    """
+    if methods is None:
+        return None
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+
+    rows = [
+        {
+            "method": name,
+            "words": METHOD_WORDS.get(str(name), str(name)),
+            "n_benchmarks": part["benchmark"].nunique(),
+            "error": part["error"].mean(),
+            "baseline_error": part["baseline_error"].mean(),
+            "chosen_for": ", ".join(part["benchmark"][part["chosen"].astype(bool)]),
+        }
+        for name, part in methods.groupby("method", sort=False)
+    ]
+    columns = ["method", "words", "n_benchmarks", "error", "baseline_error", "chosen_for"]
+    return pd.DataFrame(rows, columns=columns).sort_values("error", kind="stable", ignore_index=True)
+
+
 def paired_difference(evaluation: pd.DataFrame) -> dict[str, float]:
     """Error, baseline's error and their difference over the rows given, every lineage counting the same.
 

@@ -55,6 +55,7 @@ def trust(
     level: float | None = None,
     small: bool = False,
     probe_documents: int | None = None,
+    own_prompts: int | None = None,
     predicted: bool = False,
 ) -> Trust:
     """Judge predictions by their leave-one-lineage-out errors.
@@ -68,8 +69,10 @@ def trust(
     small : bool
         Whether the models are the embedded small checkpoints.
     probe_documents : int or None
-        Documents of the probe for one model: forward passes that direct scoring could have had instead.
-
+        Documents of the probe for one model: forward passes that direct scoring could have had instead; None where no
+        prediction needs the probe.
+    own_prompts : int or None
+        Prompts of each benchmark that a model answered for its predictions, labels unused; None where there were none.
     predicted : bool
         Whether the page shows predictions at all.
 
@@ -90,7 +93,7 @@ def trust(
     details = [
         _difference(numbers),
         _intervals(numbers, level),
-        *_direct(evaluation, numbers, probe_documents),
+        *_direct(evaluation, numbers, probe_documents, own_prompts),
     ]
     return Trust(verdict, sentence, tuple(text for text in details if text), numbers)
 
@@ -160,7 +163,9 @@ def _intervals(numbers: dict[str, float], level: float | None) -> str:
     return f"{held}; they were made to hold {level:.0%}.".replace("%", " %")
 
 
-def _direct(evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents: int | None) -> list[str]:
+def _direct(
+    evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents: int | None, own_prompts: int | None
+) -> list[str]:
     """What direct scoring of a few items would have done instead; changes `numbers`."""
     error = numbers["error"]
     few_hundred = direct_scoring_error(evaluation, DIRECT_ITEMS)
@@ -181,6 +186,13 @@ def _direct(evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents
         sentences.append(
             f"At the probe's cost ({probe_documents:,} questions) one could score {each:,.0f} items of each benchmark "
             f"instead and err by about {same:.1f} points: at that price {better} the better buy."
+        )
+    if own_prompts:
+        labelled = numbers["own_prompts_error"] = direct_scoring_error(evaluation, own_prompts)
+        sentences.append(
+            f"For these predictions a model answers {_count(own_prompts, 'prompt')} of each benchmark, labels unused. Scored with "
+            f"their labels, the same prompts would err by about {labelled:.1f} points; with labels at hand use both: "
+            "visual-heads predict --items."
         )
     return sentences
 

@@ -9,7 +9,7 @@ PROFILES_FILE = "zoo.profiles.parquet"
 SCORES_FILE = "scores.csv"
 LINEAGES_FILE = "lineages.csv"
 OWN_FOLDER = "own"
-"""Answers of every shipped checkpoint to a few prompts of each benchmark, one table each."""
+"""Answers of every shipped checkpoint to a few prompts of each benchmark, plain, with other pictures and with heads cut."""
 
 
 def measured_folder() -> Path:

@@ -215,9 +215,12 @@ def run_training(
             keeping.keep_checkpoint(model, processor, facts, folder)
         if step % save_every == 0:
             learner.save(state)
-    cost = {"settings": training.to_dict(), "device": device}
-    cost["cpu_seconds_of_the_last_start"] = time.process_time() - started
-    cost["seconds_of_the_last_start"] = time.perf_counter() - on_the_clock
+    cost = {
+        "settings": training.to_dict(),
+        "device": device,
+        "cpu_seconds_of_the_last_start": time.process_time() - started,
+        "seconds_of_the_last_start": time.perf_counter() - on_the_clock,
+    }
     keeping.write_json(folder / "finished.json", cost)
     state.unlink(missing_ok=True)
     return folder
