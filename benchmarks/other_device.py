@@ -1,8 +1,8 @@
 """The same trainings on two devices: how far scores, head statistics and the pointed question move.
 
 Reads two measured sets of a zoo that hold the same checkpoints, and writes `other_device.csv`: one row per checkpoint, with the
-mean distance of its scores (points, 11 benchmarks without counting and 3 with), of what the pointed question got right, and of its heads'
-mean attention to the image. Small models trained on drawn scenes.
+mean distance of its scores (points, 11 benchmarks without counting and 3 with), what the pointed question got right in both, and
+its heads' mean attention to the image in both. Small models trained on drawn scenes.
 
     for i in $(seq 16); do visual-heads zoo train --config proof --only 'u*' --device cuda --shard $i/16 --out W & done; wait
     visual-heads zoo measure --config proof --only 'u*' --from W --out OUT

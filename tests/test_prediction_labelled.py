@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import expit, logit
 
 from lmms_visual_heads.errors import VisualHeadsError
@@ -45,14 +45,33 @@ class TestPosterior:
         n = after.difference.effective
         twin = stats.beta(0.75 * n + 1, 0.25 * n + 1)
         assert after.mean == pytest.approx(100 * twin.mean(), abs=0.1)
-        assert (after.low, after.high) == pytest.approx((100 * twin.ppf(0.05), 100 * twin.ppf(0.95)), abs=0.3)
+        shortest = optimize.minimize_scalar(
+            lambda q: twin.ppf(q + 0.9) - twin.ppf(q), bounds=(0, 0.1), method="bounded"
+        )
+        limits = 100 * twin.ppf(shortest.x), 100 * twin.ppf(shortest.x + 0.9)
+        assert (after.low, after.high) == pytest.approx(limits, abs=0.3)
+        assert after.high - after.low < 100 * (twin.ppf(0.95) - twin.ppf(0.05))
 
     @pytest.mark.parametrize("right", [0, 12])
     def test_none_right_and_all_right_are_no_certainty(self, right: int) -> None:
         after = label_posterior(Prior(50.0, 20.0), items(12, right))
-        assert 0 < after.low <= after.mean <= after.high < 100
+        assert (after.low, after.high)[right == 12] == (0.0, 100.0)[right == 12]
+        assert 15 < after.high - after.low < 40
+        assert after.low < after.mean < after.high
         assert after.std > 2
         assert abs(after.mean - 100 * right / 12) < 30
+
+    def test_intervals_hold_perfect_scores_as_often_as_others(self) -> None:
+        """Half of the models get everything right: equal tails would leave every one of them out."""
+        random = np.random.default_rng(0)
+        truths = np.where(random.random(300) < 0.5, 100.0, random.uniform(80, 100, 300))
+        priors = np.clip(truths + random.normal(0, 5, 300), 0, 100)
+        inside = []
+        for truth, prior in zip(truths, priors, strict=True):
+            found = label_posterior(Prior(prior, 5.0), items(16, random.binomial(16, truth / 100)))
+            inside.append(found.low <= truth <= found.high)
+        assert np.mean(np.array(inside)[truths == 100]) >= 0.85
+        assert 0.85 <= np.mean(inside) <= 0.97
 
     def test_no_prior_is_stronger_than_many_labels_that_contradict_it(self) -> None:
         heavy = label_posterior(Prior(90.0, 3.0), items(128, 40))

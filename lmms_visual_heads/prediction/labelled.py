@@ -194,7 +194,8 @@ def label_posterior(
     """Prior times likelihood on a grid of scores.
 
     The likelihood is binomial with the difference estimate's effective number of items, so 0 of n and n of n are no special
-    cases: they leave room on the inner side only. In between it is the Gaussian blend by precision.
+    cases: they leave room on the inner side only. In between it is the Gaussian blend by precision. The interval is the shortest
+    that holds `level`: where all labels are right, 100 is likely, and an interval with equal tails would always leave it out.
 
     Parameters
     ----------
@@ -216,8 +217,7 @@ def label_posterior(
     mean_before, std_before = _moments(_normalised(before))
     density = _normalised(before + likelihood)
     mean, std = _moments(density)
-    below = np.cumsum(density) - 0.5 * density
-    low, high = (100 * float(np.interp(q, below, _GRID)) for q in ((1 - level) / 2, (1 + level) / 2))
+    low, high = _shortest(density, level)
     gained = 1 / std**2 - 1 / std_before**2
     told = gained > 1e-9
     site = ((mean / std**2 - mean_before / std_before**2) / gained, 1 / gained) if told else (mean, float("inf"))
@@ -284,6 +284,16 @@ def _normalised(logs: Array) -> Array:
 def _moments(density: Array) -> tuple[float, float]:
     mean = float((density * _GRID).sum())
     return 100 * mean, 100 * float(np.sqrt(max((density * (_GRID - mean) ** 2).sum(), 1e-12)))
+
+
+def _shortest(density: Array, level: float) -> tuple[float, float]:
+    """Ends, in points, of the shortest interval that holds `level`, over 1,001 ways to split the rest between its sides."""
+    total = np.concatenate([[0.0], np.cumsum(density)])
+    edges = np.linspace(0.0, 100.0, len(density) + 1)
+    upto = np.linspace(level, 1.0, 1001)
+    starts, ends = (np.interp(share, total / total[-1], edges) for share in (upto - level, upto))
+    best = int(np.argmin(ends - starts))
+    return float(starts[best]), float(ends[best])
 
 
 def labelled_of(correct: Sequence[float], confidence: Sequence[float], labelled: Sequence[bool]) -> LabelledItems:
