@@ -43,6 +43,20 @@ def test_only_prompts_that_all_answered_are_voted_on() -> None:
     assert found.codes.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
 
 
+def test_who_only_guesses_has_no_vote_whatever_single_models_say() -> None:
+    """Yes or no, and two models that now and then say something else: whoever is right by half still says nothing."""
+    random = np.random.default_rng(0)
+    replies = {name: pd.Series(random.choice(["yes", "no"], 200)) for name in "abcde"}
+    replies["d"][:8] = [str(number) for number in range(8)]
+    found = Votes.of(replies, {"a": 50.0, "b": 51.0, "c": 90.0, "d": 49.0, "e": 30.0}, dict.fromkeys("abcde", 1000.0))
+    assert found is not None
+    assert found.weights.tolist() == pytest.approx([0, 0, np.log(9), 0, 0], abs=0.1)
+    even = {name: pd.Series([str(k) for k in random.integers(0, 10, 2000)]) for name in "abc"}
+    found = Votes.of(even, {"a": 10.0, "b": 50.0, "c": 90.0}, {})
+    assert found is not None
+    assert found.weights.tolist() == pytest.approx([0, np.log(9), np.log(81)], abs=0.05)
+
+
 def test_a_new_model_is_compared_on_what_it_answered() -> None:
     # a outweighs b, c and d on document 0: ln 9 + ln 4 > ln 1.5 + ln 1.2; on document 3 b votes against it.
     new = pd.Series(["red", "red", "green"], index=[0, 1, 2])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,21 @@ def data_of(world: dict[str, Any]) -> dict[str, dict[str, Rows]]:
 
 
 class TestChoice:
+    def test_a_method_is_judged_by_its_error_on_all_benchmarks_too(self) -> None:
+        """A lucky error on one benchmark does not choose what errs more everywhere; old files go by the one alone."""
+        data = data_of(step_world(0))
+        fitted = fit_methods(data)
+        for methods in fitted.values():
+            for name, of in methods.items():
+                twin = np.mean([others[name].error / others[name].baseline_error for others in fitted.values()])
+                assert of.usual == pytest.approx(twin)
+                assert of.judged == pytest.approx((of.error / of.baseline_error + twin) / 2)
+        trees, slope = (fitted["b0"][name] for name in ("own_answers_trees", "own_answers_free"))
+        lucky = replace(slope, error=0.95 * trees.error)
+        assert best_method({"own_answers_trees": trees, "own_answers_free": lucky}) == "own_answers_trees"
+        alone = {"own_answers_trees": replace(trees, usual=None), "own_answers_free": replace(lucky, usual=None)}
+        assert best_method(alone) == "own_answers_free"
+
     def test_trees_are_chosen_where_the_truth_is_a_step_and_slopes_where_it_is_a_slope(self) -> None:
         step, slope = step_world(0), step_world(0)
         slope["y"] = 100 * expit(4 * slope["x"][:, :, 0] - 2) + np.random.default_rng(1).normal(

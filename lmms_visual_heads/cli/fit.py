@@ -35,7 +35,8 @@ def fit(
     """Fit a predictor on checkpoints whose heads and scores are both known, and say how well it does.
 
     Answer and causal tables that lie beside the head tables are used, too: on the probe, and on the prompts of the benchmarks
-    themselves where the run had them. Per benchmark the method with the smallest error on left-out trainings is chosen.
+    themselves where the run had them. Per benchmark the method is chosen that errs least on left-out trainings, there and on
+    the benchmarks together.
 
     The errors are those on trainings that were left out, beside the mean of the other trainings.
     At least 15 separate trainings are needed before an interval can be trusted.

@@ -19,6 +19,8 @@ from lmms_visual_heads.prediction.agreement import agreement, vote_weights
 
 Array = npt.NDArray[np.float64]
 
+_LARGEST_CHANCE = 0.5
+"""Guessing is right at most half of the time: with models that always say the same, agreement is no chance."""
 _DEFAULT_ITEMS = 1000.0
 """Items behind a score where they are not known."""
 
@@ -51,7 +53,8 @@ class Votes:
     ) -> Self | None:
         """From answers by model, indexed by doc_id, and the models' scores; None where no prompt is common to all of two.
 
-        A guesser's score is taken to be that of one of the different answers: the benchmark's own chance is not known.
+        A guesser's score, which is not known without labels, is taken to be the chance that two of the answers are the same: 1 / k
+        for k answers that are equally common, whatever else single models say.
         """
         models = tuple(sorted(set(replies) & set(points)))
         if len(models) < 2:
@@ -63,7 +66,9 @@ class Votes:
         score = np.array([points[model] for model in models])[:, None]
         known = np.array([items.get(model, np.nan) for model in models])
         n_items = float(np.nanmedian(known)) if np.isfinite(known).any() else _DEFAULT_ITEMS
-        weights = vote_weights(score, np.array([1.0 / max(len(words), 2)]), np.array([max(n_items, 2.0)]))[:, 0]
+        share = np.bincount(codes.ravel(), minlength=len(words)) / codes.size
+        chance = min(float((share**2).sum()), _LARGEST_CHANCE)
+        weights = vote_weights(score, np.array([chance]), np.array([max(n_items, 2.0)]))[:, 0]
         found = codes.reshape(len(models), len(table)).astype(np.int64)
         return cls(models, table.index.to_numpy(dtype=np.int64), tuple(map(str, words)), found, weights)
 

@@ -1,12 +1,14 @@
 """All usable methods fitted per benchmark, and the choice among them by error on left-out lineages; the choice itself is nested.
 
+Errors on one benchmark from few lineages are noisy, so half of what a method is judged by is its error on all benchmarks together.
+
 Shapes: M models, B benchmarks, F columns of a method, n rows of one benchmark. Units: points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,8 @@ class FittedMethod:
         Smallest and largest fitted value of every column; NaN where it was missing throughout.
     error, baseline_error : float
         Mean absolute left-out error of the method, and of the mean of the other lineages on the same models.
+    usual : float
+        Mean of `relative` over the benchmarks that all methods of this benchmark were tried on; None: `relative` itself.
     """
 
     model: BenchmarkModel
@@ -79,11 +83,17 @@ class FittedMethod:
     high: Array
     error: float
     baseline_error: float
+    usual: float | None = None
 
     @property
     def relative(self) -> float:
         """Error in units of the baseline's; 1 where there is nothing to compare."""
         return self.error / self.baseline_error if self.baseline_error > 0 else 1.0
+
+    @property
+    def judged(self) -> float:
+        """What the choice goes by: the mean of the relative error here and the usual one."""
+        return self.relative if self.usual is None else (self.relative + self.usual) / 2
 
     @property
     def better(self) -> bool:
@@ -177,14 +187,23 @@ def fit_methods(data: Data, template: Any = None) -> Fitted:
         models = (how if template is None else _single)(estimator, rows)
         for benchmark, model in models.items():
             fitted.setdefault(benchmark, {})[method.name] = _judged(model, rows[benchmark])
-    return fitted
+    return {benchmark: _beside_others(methods, fitted) for benchmark, methods in fitted.items()}
+
+
+def _beside_others(methods: Mapping[str, FittedMethod], fitted: Fitted) -> dict[str, FittedMethod]:
+    """Methods of one benchmark with their `usual` errors."""
+    shared = [others for others in fitted.values() if set(methods) <= set(others)]
+    return {
+        name: replace(of, usual=float(np.mean([others[name].relative for others in shared])))
+        for name, of in methods.items()
+    }
 
 
 def best_method(methods: Mapping[str, FittedMethod]) -> str:
-    """The method with the smallest error relative to the mean's; of two within `ADVANTAGE` the one declared first."""
+    """The method with the smallest `FittedMethod.judged`; of two within `ADVANTAGE` the one declared first."""
     order = [method.name for method in METHODS if method.name in methods]
-    smallest = min(methods[name].relative for name in order)
-    return next(name for name in order if methods[name].relative * ADVANTAGE <= smallest)
+    smallest = min(methods[name].judged for name in order)
+    return next(name for name in order if methods[name].judged * ADVANTAGE <= smallest)
 
 
 def undominated(fitted: Fitted, columns: Mapping[str, Sequence[str]]) -> Fitted:

@@ -214,6 +214,7 @@ def _method_document(fitted: FittedMethod) -> dict[str, Any]:
         "high": _numbers(fitted.high),
         "error": fitted.error,
         "baseline_error": fitted.baseline_error,
+        "usual": fitted.usual,
     }
 
 
@@ -265,7 +266,16 @@ def _method(part: dict[str, Any], estimators: dict[str, Any]) -> FittedMethod:
     low, high = (
         np.array([np.nan if v is None else v for v in part[name]], dtype=np.float64) for name in ("low", "high")
     )
-    return FittedMethod(model, tuple(part["models"]), low, high, float(part["error"]), float(part["baseline_error"]))
+    usual = part.get("usual")  # files from before have none
+    return FittedMethod(
+        model,
+        tuple(part["models"]),
+        low,
+        high,
+        float(part["error"]),
+        float(part["baseline_error"]),
+        None if usual is None else float(usual),
+    )
 
 
 def _of_version_1(
