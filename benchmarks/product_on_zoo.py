@@ -4,10 +4,10 @@ Head profiles of the probe, answers on own prompts, scores and items come from t
 in turn. Printed are mean absolute errors in points and the coverage of 90 % intervals on final checkpoints that were not broken on
 purpose, counting benchmarks left out, without labels (256 answered prompts of each benchmark) and with labels for some of them,
 beside the same items scored directly and drawn to the references' mean: not the same cost, because the prompts without a label
-are answered, too. Small models trained on drawn scenes.
+are answered, too. Errors have the 95 % interval of a bootstrap over trainings. Small models trained on drawn scenes.
 
     python benchmarks/product_on_zoo.py reports/prediction/tables/development
-    python benchmarks/product_on_zoo.py reports/prediction/tables/development --lockbox reports/prediction/tables/second
+    cd reports/prediction/tables && python ../../../benchmarks/product_on_zoo.py development --lockbox third --out ../third
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import pandas as pd  # noqa: E402
 from lmms_visual_heads.features import HeadProfiles  # noqa: E402
 from lmms_visual_heads.features.measured import Measured  # noqa: E402
 from lmms_visual_heads.prediction import BenchmarkPredictor  # noqa: E402
+from lmms_visual_heads.prediction.metrics import bootstrap, by_lineage  # noqa: E402
 from lmms_visual_heads.prediction.zoo_data import REPEAT_SUFFIX  # noqa: E402
 from lmms_visual_heads.tables.zoo import ZooTables, read_zoo_tables  # noqa: E402
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--lockbox", help="tables of further lineages: they are predicted from all of the zoo, once")
     parser.add_argument("--folds", type=int, default=4, help="groups of lineages (default 4)")
     parser.add_argument("--labels", type=int, nargs="*", default=LABELS, help="labelled items of each benchmark")
+    parser.add_argument("--out", type=Path, help="folder for predictions.csv (every cell) and summary.csv")
     asked = parser.parse_args()
     zoo = without_repeats(read_zoo_tables(asked.zoo))
     judged = zoo if asked.lockbox is None else read_zoo_tables(asked.lockbox)
@@ -59,7 +61,13 @@ def main() -> None:
             items = None if labels == 0 else labelled(tested, labels)
             found = predictor.predict(heads, measured=answers, items=items)
             rows.append(found.assign(labels=labels))
-    print(summary(pd.concat(rows), judged).to_markdown(index=False))
+    cells = beside_actual(pd.concat(rows), judged)
+    table = summary(cells)
+    print(table.to_markdown(index=False))
+    if asked.out is not None:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        cells.round(3).to_csv(asked.out / "predictions.csv", index=False, lineterminator="\n")
+        table.to_csv(asked.out / "summary.csv", index=False, lineterminator="\n")
 
 
 def parts(zoo: ZooTables, judged: ZooTables, folds: int) -> Iterator[tuple[ZooTables, ZooTables]]:
@@ -106,23 +114,35 @@ def labelled(zoo: ZooTables, n: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summary(found: pd.DataFrame, zoo: ZooTables) -> pd.DataFrame:
-    """One row per number of labels: errors, their ratio, coverage, and which methods spoke."""
+def beside_actual(found: pd.DataFrame, zoo: ZooTables) -> pd.DataFrame:
+    """Predictions of benchmarks that do not ask for counting, with the score and the lineage."""
     actual = zoo.scores.assign(actual=100 * zoo.scores["score"] / zoo.scores["scale"])[["model", "benchmark", "actual"]]
-    judged = found.merge(actual, on=["model", "benchmark"])
-    judged = judged[judged["benchmark"].isin(zoo.benchmarks["benchmark"][~zoo.benchmarks["counting"]])]
+    judged = found.merge(actual, on=["model", "benchmark"]).merge(zoo.checkpoints[["model", "lineage"]], on="model")
+    return judged[judged["benchmark"].isin(zoo.benchmarks["benchmark"][~zoo.benchmarks["counting"]])]
+
+
+def summary(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per number of labels: errors, their ratio, coverage, and which methods spoke."""
     rows = []
     for labels, part in judged.groupby("labels"):
-        error, baseline = ((part[name] - part["actual"]).abs().mean() for name in ("predicted", "baseline"))
+        error, baseline = (
+            bootstrap(by_lineage((part[name] - part["actual"]).abs(), part["lineage"]))
+            for name in ("predicted", "baseline")
+        )
         inside = ((part["actual"] >= part["low"]) & (part["actual"] <= part["high"])).mean()
         methods = part["method"].str.partition("+")[0].value_counts()
         rows.append(
             {
-                "labels": labels, "error": f"{error:.2f}", "baseline": f"{baseline:.2f}", "ratio": f"{error / baseline:.2f}",
+                "labels": labels, "error": words(error), "baseline": words(baseline), "ratio": f"{error[0] / baseline[0]:.2f}",
                 "inside 90 %": f"{inside:.1%}", "methods": ", ".join(f"{name} {n}" for name, n in methods.items()),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def words(interval: tuple[float, float, float]) -> str:
+    """An error with its interval."""
+    return "{:.2f} [{:.1f}, {:.1f}]".format(*interval)
 
 
 if __name__ == "__main__":
