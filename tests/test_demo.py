@@ -64,7 +64,8 @@ def test_it_says_what_did_the_work(demos: list[tuple[Path, str]]) -> None:
         assert f"{method}: predicted from" in printed
     page = (out / "report" / "index.html").read_text()
     assert "What did the work" in page
-    assert "a model answers 64 prompts of each benchmark, labels unused" in page
+    assert "a model answers 64 prompts of a benchmark, labels unused" in page
+    assert "--limit 64" in page
 
 
 def test_the_numbers_are_the_same_twice(demos: list[tuple[Path, str]]) -> None:

@@ -166,6 +166,17 @@ class TestSituations:
         assert np.abs(everything["predicted"] - actual).mean() < 5
         assert np.abs(everything["predicted"] - actual).mean() < np.abs(everything["baseline"] - actual).mean()
 
+    def test_an_interval_holds_a_perfect_score_where_all_labels_are_right(
+        self, run: Run, fitted: BenchmarkPredictor
+    ) -> None:
+        new = run.profiles.only(run.new)
+        perfect = run.items(run.new, 48).assign(correct=1.0)
+        frame = fitted.predict(new, measured=run.measured, items=perfect)
+        assert (frame["high"] == 100.0).all()
+        assert (frame["low"] > 50).all()
+        none = fitted.predict(new, measured=run.measured, items=perfect.assign(correct=0.0))
+        assert (none["low"] == 0.0).all()
+
     def test_labels_that_contradict_the_prediction_are_flagged(self, run: Run, fitted: BenchmarkPredictor) -> None:
         new = run.profiles.only(run.new[:1])
         wrong = run.items(run.new[:1], PROMPTS).assign(correct=0.0)

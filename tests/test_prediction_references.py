@@ -162,6 +162,24 @@ def test_the_predictor_uses_agreement_and_keeps_it_in_its_file(tmp_path: Path) -
     assert not without["method"].str.startswith("own_").any()
 
 
+def test_a_judged_lineage_has_no_vote_in_what_it_is_judged_by() -> None:
+    """What a lineage scored and answered changes nothing of what is said of it, agreement among the features included."""
+    zoo = make_zoo(lineages=9, benchmarks=2, items=200, seed=5)
+    zoo = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["final"]])
+    lineages, own = zoo.checkpoints[["model", "lineage"]], str(zoo.checkpoints["lineage"].iloc[3])
+    models = set(lineages["model"][lineages["lineage"] == own])
+    there = zoo.scores["model"].isin(models)
+    turned = zoo.scores.assign(score=zoo.scores["score"].where(~there, 1 - zoo.scores["score"]))
+    found = [
+        BenchmarkPredictor().fit(HeadProfiles.of_zoo(zoo), scores, lineages, Measured.of_zoo(zoo)).evaluation_
+        for scores in (zoo.scores, turned)
+    ]
+    before, after = (frame[frame["lineage"] == own] for frame in found)
+    assert (before["method"] == "own_agreement").any()
+    columns = ["model", "benchmark", "predicted", "low", "high", "baseline", "method"]
+    pd.testing.assert_frame_equal(before[columns], after[columns])
+
+
 def test_a_confidence_that_the_agreement_contradicts_is_noticed() -> None:
     """Columns: confidence, agreement. A new model is as sure as the best and agrees as the middle ones do."""
     random = np.random.default_rng(0)

@@ -225,7 +225,8 @@ class TestChoice:
         fitted = fit_methods(data)
         for methods in fitted.values():
             for name, of in methods.items():
-                twin = np.mean([others[name].error / others[name].baseline_error for others in fitted.values()])
+                every = [others[name] for others in fitted.values()]
+                twin = np.mean([one.error for one in every]) / np.mean([one.baseline_error for one in every])
                 assert of.usual == pytest.approx(twin)
                 assert of.judged == pytest.approx((of.error / of.baseline_error + twin) / 2)
         trees, slope = (fitted["b0"][name] for name in ("own_answers_trees", "own_answers_free"))
@@ -252,11 +253,11 @@ class TestChoice:
         """What a lineage scored changes nothing of what is said of it."""
         monkeypatch.setitem(ESTIMATORS, "trees", partial(PooledTrees, n_trees=8))  # type: ignore[arg-type]
         world = step_world(0, lineages=13)
-        before, used = nested_evaluation(data_of(world), data_of(world)["own_answers_free"], 0.9)
+        before, used = nested_evaluation(lambda _: data_of(world), data_of(world)["own_answers_free"], 0.9)
         assert "own_answers_trees" in used.values()
         own = world["groups"] == "l03"
         world["y"][own] = 100 - world["y"][own]
-        after, used_after = nested_evaluation(data_of(world), data_of(world)["own_answers_free"], 0.9)
+        after, used_after = nested_evaluation(lambda _: data_of(world), data_of(world)["own_answers_free"], 0.9)
         lineage = (before["lineage"] == "l03").to_numpy()
         columns = ["predicted", "low", "high", "baseline"]
         np.testing.assert_array_equal(before.loc[lineage, columns], after.loc[lineage, columns])

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.measured import Measured
 from lmms_visual_heads.features.profiles import HeadProfiles, write_profiles
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.flags import FLAG_WORDS
@@ -243,15 +244,36 @@ def test_the_words_visual_head_come_with_their_threshold(tmp_path):
 @pytest.mark.parametrize(
     ("description", "wanted"),
     [
-        ({}, (True, None)),
-        ({"chosen": {"a": "probe_heads", "b": "mean"}, "own_prompts": {"a": 64}}, (True, None)),
-        ({"chosen": {"a": "own_answers_free", "b": "mean"}, "own_prompts": {"a": 64, "b": 32}}, (False, 48)),
-        ({"chosen": {"a": "own_answers_heads"}, "own_prompts": {"a": 16}}, (True, 16)),
-        ({"chosen": {"a": "training"}, "own_prompts": {}}, (False, None)),
+        ({}, (True, None, False)),
+        ({"chosen": {"a": "probe_heads", "b": "mean"}, "own_prompts": {"a": 64}}, (True, None, False)),
+        ({"chosen": {"a": "own_answers_free", "b": "mean"}, "own_prompts": {"a": 64, "b": 32}}, (False, 48, False)),
+        ({"chosen": {"a": "own_answers_heads"}, "own_prompts": {"a": 16}}, (True, 16, False)),
+        ({"chosen": {"a": "own_answers_causal"}, "own_prompts": {"a": 16}}, (False, 16, True)),
+        ({"chosen": {"a": "own_answers"}, "own_prompts": {"a": 16}}, (False, 16, True)),
+        ({"chosen": {"a": "training"}, "own_prompts": {}}, (False, None, False)),
     ],
 )
 def test_only_what_the_chosen_methods_need_is_priced(description, wanted):
     assert page.needed(description) == wanted
+
+
+def test_the_run_over_own_prompts_is_named_with_its_extra_passes():
+    models = report_models([profile("a"), profile("b", seed=1)])
+    answers = pd.DataFrame(
+        [("a", PLAIN_TASKS[0], 256, 1.0, 1.0), ("a", "pope", 32, 0.5, None), ("a", "mmb", 32, 0.5, None), ("z", "vqa", 9, 1, 1)],
+        columns=["model", "task", "n_prompts", "swap_kl", "blank_kl"],
+    ).assign(confidence=0.5, entropy=0.5, information=0.1)  # fmt: skip
+    causal = pd.DataFrame(
+        [("a", "pope", -1, -1, 0.1), ("a", "pope", 2, 3, 0.1)], columns=["model", "task", "layer", "head", "kl"]
+    )
+    commands = page.words.remake_commands(models, None, True, Measured(answers, causal=causal))
+    assert commands[1] == (
+        "lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads,control_tasks=mmb+pope,image_control=swap,"
+        "knockout=all+heads --tasks mmb,pope --limit 32"
+    )
+    plain = page.words.remake_commands(models, None, True, Measured(answers.assign(swap_kl=None, blank_kl=None)))
+    assert plain[1].endswith("--model_args pretrained=CKPT,heads=heads --tasks mmb,pope --limit 32")
+    assert len(page.words.remake_commands(models, None, True, Measured())) == len(commands) - 1
 
 
 def test_what_did_the_work_stands_on_the_page(full, tmp_path):
@@ -275,7 +297,9 @@ def test_what_did_the_work_stands_on_the_page(full, tmp_path):
         f"Predicted from the confidence on its own prompts ({BENCHMARKS[0]}); the answers on its own prompts and how often"
         in text
     )
-    assert f"the mean of the fitted trainings ({', '.join(BENCHMARKS[2:])})." in text
+    assert f"the mean of the fitted trainings ({', '.join(BENCHMARKS[2:])}); heads do not enter." in text
+    with_heads = made.assign(method=["probe_heads", *made["method"][1:]])
+    assert "heads do not enter" not in page.panels.sources(with_heads)
     assert "table-methods" not in full["html"]
 
 

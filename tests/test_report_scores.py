@@ -131,8 +131,10 @@ def test_own_prompts_are_priced_and_the_probe_is_not_where_nothing_needs_it():
     drawn = np.random.default_rng(1).binomial(64, np.clip(points, 0, 1), size=(20_000, len(points))) / 64
     errors = pd.Series(100 * np.abs(drawn - points).mean(axis=0)).groupby(frame["lineage"].to_numpy()).mean().mean()
     assert verdict.numbers["own_prompts_error"] == pytest.approx(errors, rel=0.06)
-    said = f"the same prompts would err by about {verdict.numbers['own_prompts_error']:.1f} points"
-    assert f"a model answers 64 prompts of each benchmark, labels unused. Scored with their labels, {said}" in details
+    said = f"Scored with their labels, the same prompts would err by about {verdict.numbers['own_prompts_error']:.1f} points"
+    assert f"a model answers 64 prompts of a benchmark, labels unused. {said}" in details
+    again = " ".join(judged(frame, own_prompts=64, again=True).details)
+    assert f"labels unused, and some again with other images or heads cut. {said}" in again
 
 
 def test_what_did_the_work_is_a_mean_over_benchmarks_with_the_best_first():
@@ -143,15 +145,16 @@ def test_what_did_the_work_is_a_mean_over_benchmarks_with_the_best_first():
             ("a", "own_confidence", 2.0, 10.0, True),
             ("b", "probe_heads", 4.0, 6.0, True),
             ("b", "own_confidence", 5.0, 6.0, False),
-            ("a", "own_causal", 3.0, 10.0, False),
+            ("a", "own_causal", 6.5, 10.0, False),
         ],
         columns=["benchmark", "method", "error", "baseline_error", "chosen"],
     )
     frame = score_frames.method_frame(methods)
-    assert frame["method"].tolist() == ["own_causal", "own_confidence", "probe_heads"]
-    assert frame["error"].tolist() == [3.0, 3.5, 6.0]
-    assert frame["n_benchmarks"].tolist() == [1, 2, 2]
-    assert frame["chosen_for"].tolist() == ["", "a", "b"]
+    # 3.5 of 8, 6.5 of 10, 6 of 8: beside the baseline, since own_causal was tried on one benchmark only
+    assert frame["method"].tolist() == ["own_confidence", "own_causal", "probe_heads"]
+    assert frame["error"].tolist() == [3.5, 6.5, 6.0]
+    assert frame["n_benchmarks"].tolist() == [2, 1, 2]
+    assert frame["chosen_for"].tolist() == ["a", "", "b"]
     assert frame["words"].tolist()[2] == "the heads on the probe"
 
 

@@ -224,10 +224,10 @@ def _labelled_cell(
         wider = shared_luck_factor(
             cell.half / float(stats.norm.ppf((1 + predictor.level) / 2)), after, items, population
         )
-    low, high = (
-        max(LOW, center - wider * (after.mean - after.low)),
-        min(HIGH, center + wider * (after.high - after.mean)),
-    )
+    low = max(LOW, center - wider * (after.mean - after.low))
+    high = min(HIGH, center + wider * (after.high - after.mean))
+    # The interval is moved onto another mean; what reached an end of the scale still does.
+    low, high = LOW if after.low <= LOW else low, HIGH if after.high >= HIGH else high
     return Cell(method, center, low, high, baseline, (*own, flags.LABELLED))
 
 

@@ -1,6 +1,6 @@
 """The predictor's ways to predict a benchmark's score, declared: which evidence each takes and with which estimator.
 
-A method is usable where each block that it needs has a number; the one with the smallest error on left-out lineages is used.
+A method is usable where each block that it needs has a number; `selection.best_method` chooses among them.
 """
 
 from __future__ import annotations
@@ -82,6 +82,16 @@ class DeclaredMethod:
         """Whether the probe is needed."""
         return any(column.startswith("probe_") for column in self.columns)
 
+    @property
+    def heads(self) -> bool:
+        """Whether attention heads enter, what they attend to or what cutting them changes."""
+        return any(column.partition(".")[0].endswith(("_heads", "_causal")) for column in self.columns)
+
+    @property
+    def extra_passes(self) -> bool:
+        """Whether own prompts are run more than once: with other images, or with heads cut."""
+        return any(column.startswith("own_causal") or column == "own_answers" for column in self.columns)
+
 
 _FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
 
@@ -118,6 +128,9 @@ METHODS = (
     ),
 )
 """From the cheapest to the dearest: of two that are as good, the earlier is used."""
+
+AGREEING = tuple(method for method in METHODS if AGREEMENT in method.columns)
+"""Those that need the fitted models' answers."""
 
 METHOD_WORDS = {MEAN: "the mean of the fitted trainings", **{method.name: method.words for method in METHODS}}
 

@@ -6,7 +6,7 @@ Units: points everywhere, 100 * score / the metric's best value. Never imports t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,13 @@ from lmms_visual_heads.features.measured import Measured
 from lmms_visual_heads.prediction import flags, known, references
 from lmms_visual_heads.prediction.believing import Cell, Evidence, believe
 from lmms_visual_heads.prediction.conditioning import Belief
-from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS, method_named
+from lmms_visual_heads.prediction.declared_methods import (
+    AGREEING,
+    METHOD_WORDS,
+    METHODS,
+    DeclaredMethod,
+    method_named,
+)
 from lmms_visual_heads.prediction.protocol import errors_of
 from lmms_visual_heads.prediction.ridge import LineageRidge
 from lmms_visual_heads.prediction.selection import (
@@ -270,10 +276,22 @@ class BenchmarkPredictor(BaseEstimator):
             at = [models.index(model) for model in benchmark.models]
             points[at, b] = benchmark.points
             items[at, b] = [counts.to_dict()[model, benchmark.name] for model in benchmark.models]
-        self.votes_ = references.votes_of(measured, models, names, points, items)
-        agreed = references.agreement_of(self.votes_, measured, models, names, self.lineages_)
-        columns = known.method_columns(training.profiles, training.features, measured, names, agreed=agreed)
         groups = np.array([self.lineages_[model] for model in models], dtype=np.str_)
+
+        def columns_by(votes: Mapping[str, references.Votes], methods: Sequence[DeclaredMethod]) -> known.Columns:
+            agreed = references.agreement_of(votes, measured, models, names, self.lineages_)
+            return known.method_columns(training.profiles, training.features, measured, names, methods, agreed)
+
+        def data_without(fold: Sequence[str]) -> dict[str, dict[str, Rows]]:
+            """Rows with nothing of some lineages in the others': they do not vote."""
+            if not self.votes_:
+                return data
+            voting = np.where(np.isin(groups, fold)[:, None], np.nan, points)
+            again = columns_by(references.votes_of(measured, models, names, voting, items), AGREEING)
+            return method_data({**columns, **again}, models, names, points, items, self.lineages_)
+
+        self.votes_ = references.votes_of(measured, models, names, points, items)
+        columns = columns_by(self.votes_, METHODS)
         data = method_data(columns, models, names, points, items, self.lineages_)
         everyone = {
             name: Rows(tuple(models), points[:, [b]], points[:, b], groups, items[:, b]).take(np.isfinite(points[:, b]))
@@ -282,7 +300,7 @@ class BenchmarkPredictor(BaseEstimator):
         fitted = fit_methods(data, self.estimator)
         self.methods_ = methods_frame(fitted)
         self.models_ = undominated(fitted, {name: header for name, (_, header) in columns.items()})
-        self.evaluation_, used = nested_evaluation(data, everyone, self.level, self.estimator)
+        self.evaluation_, used = nested_evaluation(data_without, everyone, self.level, self.estimator)
         keys = zip(self.evaluation_["model"], self.evaluation_["benchmark"], strict=True)
         self.evaluation_["method"] = [used[key] for key in keys]
         self.errors_ = errors_of(self.evaluation_)

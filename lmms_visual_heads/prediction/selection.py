@@ -7,7 +7,7 @@ Shapes: M models, B benchmarks, F columns of a method, n rows of one benchmark. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,8 +73,9 @@ class FittedMethod:
         Smallest and largest fitted value of every column; NaN where it was missing throughout.
     error, baseline_error : float
         Mean absolute left-out error of the method, and of the mean of the other lineages on the same models.
-    usual : float
-        Mean of `relative` over the benchmarks that all methods of this benchmark were tried on; None: `relative` itself.
+    usual : float or None
+        Sum of the errors by sum of the baseline's over the benchmarks that all methods of this benchmark were tried on; None where
+        that is not known: `relative` itself.
     """
 
     model: BenchmarkModel
@@ -193,10 +194,13 @@ def fit_methods(data: Data, template: Any = None) -> Fitted:
 def _beside_others(methods: Mapping[str, FittedMethod], fitted: Fitted) -> dict[str, FittedMethod]:
     """Methods of one benchmark with their `usual` errors."""
     shared = [others for others in fitted.values() if set(methods) <= set(others)]
-    return {
-        name: replace(of, usual=float(np.mean([others[name].relative for others in shared])))
-        for name, of in methods.items()
-    }
+    found = {}
+    for name, of in methods.items():
+        error, baseline = (
+            sum(getattr(others[name], what) for others in shared) for what in ("error", "baseline_error")
+        )
+        found[name] = replace(of, usual=error / baseline if baseline > 0 else None)
+    return found
 
 
 def best_method(methods: Mapping[str, FittedMethod]) -> str:
@@ -207,7 +211,9 @@ def best_method(methods: Mapping[str, FittedMethod]) -> str:
 
 
 def undominated(fitted: Fitted, columns: Mapping[str, Sequence[str]]) -> Fitted:
-    """Without the methods that can never be the best: another one needs less and errs less. Keeps a saved predictor small.
+    """Without the methods that can never be the best: another one needs less and is judged better. Keeps a saved predictor small.
+
+    The best one and the one that is judged best stay, so that the choice among what is kept is the same.
 
     Parameters
     ----------
@@ -220,10 +226,12 @@ def undominated(fitted: Fitted, columns: Mapping[str, Sequence[str]]) -> Fitted:
             name: {column for column, low in zip(columns[name], of.low, strict=True) if np.isfinite(low)}
             for name, of in methods.items()
         }
+        always = {best_method(methods), min(methods, key=lambda name: methods[name].judged)}
         kept[benchmark] = {
             name: of
             for name, of in methods.items()
-            if not any(
+            if name in always
+            or not any(
                 needs[other] <= needs[name] and best_method({other: methods[other], name: of}) == other
                 for other in methods
                 if other != name
@@ -233,12 +241,14 @@ def undominated(fitted: Fitted, columns: Mapping[str, Sequence[str]]) -> Fitted:
 
 
 def nested_evaluation(
-    data: Data, scored: Mapping[str, Rows], level: float, template: Any = None
+    data_without: Callable[[Sequence[str]], Data], scored: Mapping[str, Rows], level: float, template: Any = None
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
     """Every model predicted with its lineage left out of everything: of fitting, of the choice of the method, of the interval.
 
     Parameters
     ----------
+    data_without : callable
+        Lineages that are left out -> rows of all models (`method_data`), with nothing of these lineages in the others'.
     scored : mapping
         benchmark -> rows of all models with a score: the baseline is their mean.
 
@@ -252,6 +262,7 @@ def nested_evaluation(
     lineages = {name for rows in scored.values() for name in rows.lineages}
     found, used = [], {}
     for fold in lineage_folds(map(str, lineages)):
+        data = data_without(fold)
         rest = {m: {b: r.take(~np.isin(r.lineages, fold)) for b, r in rows.items()} for m, rows in data.items()}
         rest = {m: {b: r for b, r in rows.items() if len(r.points)} for m, rows in rest.items()}
         fitted = fit_methods({m: rows for m, rows in rest.items() if rows}, template)

@@ -115,7 +115,7 @@ def make_report(
         )
     verdict = page_trust(made, predictor)
     title = words.headline(models, made.heads, made.predictions, verdict)
-    html = render(models, made, predictor, threshold, command, title, verdict, notes)
+    html = render(models, made, predictor, threshold, command, title, verdict, notes, measured)
     for name, frame in made.items():
         write_bytes(folder / DATA_FOLDER / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n").encode())
     path = write_bytes(folder / PAGE_NAME, html.encode())
@@ -152,6 +152,7 @@ def render(
     title: tuple[str, str],
     verdict: Trust,
     notes: Sequence[str] = (),
+    measured: Any | None = None,
 ) -> str:
     """The page as HTML text; `title`: headline and the sentence that adds to it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -182,7 +183,7 @@ def render(
         model_sections=panels.model_sections(models, made, threshold),
         remarks=panels.remarks(made.predictions),
         fitted_on=words.fitted_facts(predictor.describe()) if predictor is not None else [],
-        commands=words.remake_commands(models, command, predictor is not None),
+        commands=words.remake_commands(models, command, predictor is not None, measured),
         score_table=panels.score_table(made.scores),
         glossary=words.GLOSSARY,
         citation=words.CITATION,
@@ -202,26 +203,33 @@ def page_trust(made: ReportFrames, predictor: Any | None = None) -> Trust:
     documents = tasks.groupby("model")["n_documents"].sum()
     judged = made.runs[made.runs["model"].isin(evaluation["model"])]
     sizes = fitted.get("language_model_parameters") or judged["language_model_parameters"].tolist()
-    needs_probe, own_prompts = needed(fitted)
+    needs_probe, own_prompts, again = needed(fitted)
     return trust(
         evaluation,
         level=_level(made, predictor),
         small=is_small(sizes, evaluation["benchmark"].unique().tolist()),
         probe_documents=int(documents.median()) if len(documents) and needs_probe else None,
         own_prompts=own_prompts,
+        again=again,
     )
 
 
-def needed(description: Mapping[str, Any]) -> tuple[bool, int | None]:
-    """What the chosen methods of a predictor need, from its description: the probe or not, and how many prompts of a benchmark."""
+def needed(description: Mapping[str, Any]) -> tuple[bool, int | None, bool]:
+    """What the chosen methods of a predictor need, from its description.
+
+    Returns
+    -------
+    bool, int or None, bool
+        Whether the probe; how many prompts of a benchmark; whether these more than once, with other images or heads cut.
+    """
     if "chosen" not in description:
-        return True, None
+        return True, None, False
     from lmms_visual_heads.prediction.declared_methods import METHODS
 
     used = [method for method in METHODS if method.name in description["chosen"].values()]
     counts = list(description["own_prompts"].values())
     own = int(median(counts)) if counts and any(method.own_prompts for method in used) else None
-    return any(method.probe for method in used), own
+    return any(method.probe for method in used), own, any(method.extra_passes for method in used)
 
 
 def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> list[str]:

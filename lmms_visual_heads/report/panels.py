@@ -49,7 +49,7 @@ def remarks(predictions: pd.DataFrame | None) -> dict[str, Any]:
 
 def sources(predictions: pd.DataFrame) -> str:
     """What the scores are predicted from, with the benchmarks of each method where there are several; empty where none is named."""
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS, METHODS
 
     if "method" not in predictions.columns:
         return ""
@@ -59,7 +59,11 @@ def sources(predictions: pd.DataFrame) -> str:
         for name, part in named.groupby("method", sort=False)
         if name in METHOD_WORDS
     }
-    return "; ".join(groups) if len(groups) == 1 else "; ".join(f"{words} ({which})" for words, which in groups.items())
+    if not groups:
+        return ""
+    said = "; ".join(groups) if len(groups) == 1 else "; ".join(f"{words} ({which})" for words, which in groups.items())
+    heads = {method.name for method in METHODS if method.heads} & set(named["method"])
+    return said if heads else f"{said}; heads do not enter"
 
 
 def evaluation_panels(made: ReportFrames) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def error_frame(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def method_frame(methods: pd.DataFrame | None) -> pd.DataFrame | None:
-    """What the scores could be predicted from, and how well that did, the best first; None without a fitted choice.
+    """What the scores could be predicted from, and how well that did beside the baseline, the best first; None without a choice.
 
     Parameters
     ----------
@@ -134,7 +134,9 @@ def method_frame(methods: pd.DataFrame | None) -> pd.DataFrame | None:
         for name, part in methods.groupby("method", sort=False)
     ]
     columns = ["method", "words", "n_benchmarks", "error", "baseline_error", "chosen_for"]
-    return pd.DataFrame(rows, columns=columns).sort_values("error", kind="stable", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=columns)
+    # Not every kind could be tried on every benchmark, and some are easier than others.
+    return frame.loc[(frame["error"] / frame["baseline_error"]).sort_values(kind="stable").index].reset_index(drop=True)
 
 
 def paired_difference(evaluation: pd.DataFrame) -> dict[str, float]:

@@ -56,6 +56,7 @@ def trust(
     small: bool = False,
     probe_documents: int | None = None,
     own_prompts: int | None = None,
+    again: bool = False,
     predicted: bool = False,
 ) -> Trust:
     """Judge predictions by their leave-one-lineage-out errors.
@@ -72,7 +73,9 @@ def trust(
         Documents of the probe for one model: forward passes that direct scoring could have had instead; None where no
         prediction needs the probe.
     own_prompts : int or None
-        Prompts of each benchmark that a model answered for its predictions, labels unused; None where there were none.
+        Prompts of a benchmark that a model answered for its predictions, labels unused; None where there were none.
+    again : bool
+        Whether some of them are run again with other images or with heads cut.
     predicted : bool
         Whether the page shows predictions at all.
 
@@ -93,7 +96,7 @@ def trust(
     details = [
         _difference(numbers),
         _intervals(numbers, level),
-        *_direct(evaluation, numbers, probe_documents, own_prompts),
+        *_direct(evaluation, numbers, probe_documents, own_prompts, again),
     ]
     return Trust(verdict, sentence, tuple(text for text in details if text), numbers)
 
@@ -164,7 +167,11 @@ def _intervals(numbers: dict[str, float], level: float | None) -> str:
 
 
 def _direct(
-    evaluation: pd.DataFrame, numbers: dict[str, float], probe_documents: int | None, own_prompts: int | None
+    evaluation: pd.DataFrame,
+    numbers: dict[str, float],
+    probe_documents: int | None,
+    own_prompts: int | None,
+    again: bool,
 ) -> list[str]:
     """What direct scoring of a few items would have done instead; changes `numbers`."""
     error = numbers["error"]
@@ -190,9 +197,9 @@ def _direct(
     if own_prompts:
         labelled = numbers["own_prompts_error"] = direct_scoring_error(evaluation, own_prompts)
         sentences.append(
-            f"For these predictions a model answers {_count(own_prompts, 'prompt')} of each benchmark, labels unused. Scored with "
-            f"their labels, the same prompts would err by about {labelled:.1f} points; with labels at hand use both: "
-            "visual-heads predict --items."
+            f"For these predictions a model answers {_count(own_prompts, 'prompt')} of a benchmark, labels unused"
+            f"{', and some again with other images or heads cut' if again else ''}. Scored with their labels, the same prompts "
+            f"would err by about {labelled:.1f} points; with labels at hand use both: visual-heads predict --items."
         )
     return sentences
 

@@ -113,10 +113,17 @@ def missing_parts(has_scores: bool, has_predictor: bool, has_predictions: bool) 
 
 
 def remake_commands(
-    models: Sequence[ReportModel], report_command: Sequence[str] | None, with_predictor: bool
+    models: Sequence[ReportModel],
+    report_command: Sequence[str] | None,
+    with_predictor: bool,
+    beside: Any | None = None,
 ) -> list[str]:
-    """Commands that measure such heads again and write this page; capitals stand for what the reader fills in."""
+    """Commands that measure such heads again and write this page; capitals stand for what the reader fills in.
+
+    `beside`: the models' answers and causal scores; a run over own prompts of benchmarks has a command of its own.
+    """
     commands = []
+    probed = {str(task) for model in models for task in (model.metadata.get("tasks") or {})}
     groups: dict[tuple[str, tuple[str, ...]], None] = {}
     for model in models:
         tasks = tuple((model.metadata.get("tasks") or {}).keys()) or tuple(dict.fromkeys(model.profile["task"]))
@@ -127,12 +134,37 @@ def remake_commands(
         commands.append(
             f"lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads{chosen} --tasks {typed}"
         )
+    commands += [] if beside is None else _own_prompts_commands(beside, {model.name for model in models}, probed)
     if report_command:
         commands.append(shlex.join(report_command))
     else:
         extra = " --scores scores.csv --predictor PREDICTOR" if with_predictor else ""
         commands.append(f"visual-heads report --heads heads{extra} --out DIR")
     return commands
+
+
+def _own_prompts_commands(measured: Any, models: set[str], probed: set[str]) -> list[str]:
+    """The run over prompts of the benchmarks themselves, with its extra passes."""
+    rows = measured.answers[measured.answers["model"].isin(models) & ~measured.answers["task"].isin(probed)]
+    if rows.empty:
+        return []
+    tasks = sorted(set(rows["task"]))
+    arguments = ["pretrained=CKPT", "heads=heads"]
+    images = [name for name in ("swap", "blank") if rows[f"{name}_kl"].notna().any()]
+    causal = measured.causal[measured.causal["task"].isin(tasks)]
+    cuts = {
+        "all": causal["layer"] < 0,
+        "layers": (causal["layer"] >= 0) & (causal["head"] < 0),
+        "heads": causal["head"] >= 0,
+    }
+    cut = [name for name, there in cuts.items() if there.any()]
+    if images or cut:
+        arguments.append(f"control_tasks={'+'.join(tasks)}")
+    arguments += [f"image_control={'+'.join(images)}"] if images else []
+    arguments += [f"knockout={'+'.join(cut)}"] if cut else []
+    limit = int(rows["n_prompts"].max())
+    given = f"lmms-eval --model visual_heads_llava --model_args {','.join(arguments)}"
+    return [f"{given} --tasks {','.join(tasks)} --limit {limit}"]
 
 
 def fitted_facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
