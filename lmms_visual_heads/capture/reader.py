@@ -97,10 +97,8 @@ class ForwardReader:
     def _after(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if self.n_passes == self._row_pass:
             let_wait(False)
-            self.attentions = settle(output.attentions)
-            output.attentions = (
-                self.attentions
-            )  # late rows would hold this pass's keys as long as `generate` holds its output
+            # Late rows would hold this pass's keys as long as `generate` holds its output.
+            output.attentions = self.attentions = settle(output.attentions)
         logits = output.logits[:, -1].float()
         if self.n_passes < 2:
             self.first_logits.append(logits)

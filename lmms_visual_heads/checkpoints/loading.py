@@ -327,6 +327,7 @@ def check_device_map(device_map: str | dict[str, Any] | None, device: str | torc
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: a GPU where torch sees one. A name that is none, or a GPU that is not there, is refused."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

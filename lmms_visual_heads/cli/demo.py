@@ -45,13 +45,12 @@ def demo(
     probed = shipped[checkpoint]
     relatives = [name for name, entry in shipped.items() if entry["lineage"] == probed["lineage"]]
 
-    _probe(console, probed, out)
-    heads = _answer(console, probed, out)
+    heads, measured = _measure(console, probed, out)
     predictor = _fit(console, shipped, relatives, out)
-    predictions = _predict(console, predictor, heads, out)
+    predictions = _predict(console, predictor, heads, measured, out)
     results = _score(console, probed, documents, out)
     _compare(console, predictions, results, out)
-    _report(console, heads, predictor, out)
+    _report(console, heads, measured, predictor, out)
 
 
 def _make_folders(out: Path) -> None:
@@ -68,67 +67,64 @@ def _make_folders(out: Path) -> None:
         ) from None
 
 
-def _probe(console: Any, probed: dict[str, Any], out: Path) -> None:
+def _run(
+    console: Any, probed: dict[str, Any], task: str, out: Path, tables: str, limit: int | None = None, **model_args: str
+) -> Path:
+    """Run lmms-eval on one task as typed, its tables in `out / tables`, say how, and return its results file."""
     from lmms_visual_heads.harness.evaluation import run_command
+
+    run = run_command(
+        probed["path"],
+        [task],
+        output=out / "logs",
+        heads=out / tables,
+        batch_size=32,
+        limit=limit,
+        model_name=probed["name"],
+        **model_args,
+    )
+    console.print(f"[dim]$ {run.command}[/dim]", soft_wrap=True, highlight=False)
+    return run.results
+
+
+def _measure(console: Any, probed: dict[str, Any], out: Path) -> tuple[Any, Any]:
+    """Head profiles of the probe, and what the checkpoint answered to prompts of the benchmarks."""
+    from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.harness.zoo import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
-    command = run_command(
-        probed["path"], ["vhead"], output=out / "logs", heads=out / "heads", model_name=probed["name"], batch_size=32
-    ).command
-    console.print(f"[dim]$ {command}[/dim]", soft_wrap=True, highlight=False)
-
-
-def _answer(console: Any, probed: dict[str, Any], out: Path) -> Path:
-    from lmms_visual_heads.harness.evaluation import run_command
-    from lmms_visual_heads.harness.zoo import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS
-
+    _run(console, probed, PROBE, out, "heads")
     console.rule(
         f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused: plain, with other pictures, with heads cut",
         align="left",
     )
-    command = run_command(
-        probed["path"],
-        [BENCHMARKS],
-        output=out / "logs",
-        heads=out / "heads",
-        model_name=probed["name"],
-        batch_size=32,
-        limit=OWN_PROMPTS,
-        **OWN_ARGUMENTS,
-    ).command
-    console.print(f"[dim]$ {command}[/dim]", soft_wrap=True, highlight=False)
-    return out / "heads"
+    _run(console, probed, BENCHMARKS, out, "heads", OWN_PROMPTS, **OWN_ARGUMENTS)
+    return read_profiles([out / "heads"]), read_measured([out / "heads"])
 
 
 def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
     from lmms_visual_heads.features import read_profiles
     from lmms_visual_heads.features.measured import read_measured
-    from lmms_visual_heads.names import file_stem
     from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
     from lmms_visual_heads.scenes.zoo.measured import (
         LINEAGES_FILE,
-        OWN_FOLDER,
         PROFILES_FILE,
         SCORES_FILE,
         measured_folder,
+        own_tables,
     )
-    from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX
     from lmms_visual_heads.tables import read_lineages, read_scores
 
     folder = measured_folder()
     others = [name for name in shipped if name not in relatives]
     profiles = read_profiles([folder / PROFILES_FILE]).only(others)
-    own = [
-        folder / OWN_FOLDER / f"{file_stem(name)}{suffix}"
-        for name in others
-        for suffix in (ANSWERS_SUFFIX, CAUSAL_SUFFIX)
-    ]
     scores = read_scores(folder / SCORES_FILE)
     scores = scores[scores.model.isin(others)]
     lineages = {name: lineage for name, lineage in read_lineages(folder / LINEAGES_FILE).items() if name in others}
     console.rule("3. Fit a predictor on checkpoints with known scores", align="left")
     with console.status("fitting every method, with every group of trainings left out in turn"):
-        predictor = BenchmarkPredictor().fit(profiles, scores, lineages, read_measured(own))
+        predictor = BenchmarkPredictor().fit(profiles, scores, lineages, read_measured(own_tables(folder, others)))
     predictor.save(out / "predictor.skops")
     console.print(
         f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings that answered the same prompts; none of "
@@ -138,13 +134,11 @@ def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path)
     return predictor
 
 
-def _predict(console: Any, predictor: Any, heads: Path, out: Path) -> pd.DataFrame:
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_measured
+def _predict(console: Any, predictor: Any, heads: Any, measured: Any, out: Path) -> pd.DataFrame:
     from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
 
     console.rule("4. Predict the scores of a checkpoint that it has not seen", align="left")
-    predictions = predictor.predict(read_profiles([heads]), measured=read_measured([heads]))
+    predictions = predictor.predict(heads, measured=measured)
     predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
     for row in predictions.to_dict("records"):
         interval = rf"\[{row['low']:.1f}, {row['high']:.1f}]"
@@ -158,21 +152,10 @@ def _predict(console: Any, predictor: Any, heads: Path, out: Path) -> pd.DataFra
 
 
 def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> Path:
-    from lmms_visual_heads.harness.evaluation import run_command
     from lmms_visual_heads.harness.zoo import BENCHMARKS
 
     console.rule(f"5. Really score it: {documents} documents of each benchmark", align="left")
-    run = run_command(
-        probed["path"],
-        [BENCHMARKS],
-        output=out / "logs",
-        heads=out / "scoring",
-        model_name=probed["name"],
-        batch_size=32,
-        limit=documents,
-    )
-    console.print(f"[dim]$ {run.command}[/dim]", soft_wrap=True, highlight=False)
-    return run.results
+    return _run(console, probed, BENCHMARKS, out, "scoring", documents)
 
 
 def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) -> None:
@@ -213,9 +196,7 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
         console.print(f"[yellow]{flag}[/yellow]: {FLAG_WORDS[flag]}", highlight=False)
 
 
-def _report(console: Any, heads: Path, predictor: Any, out: Path) -> None:
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_measured
+def _report(console: Any, heads: Any, measured: Any, predictor: Any, out: Path) -> None:
     from lmms_visual_heads.report.page import make_report
     from lmms_visual_heads.tables import read_scores
 
@@ -224,11 +205,11 @@ def _report(console: Any, heads: Path, predictor: Any, out: Path) -> None:
     command += ["--predictor", f"{out}/predictor.skops", "--out", f"{out}/report"]
     made = make_report(
         out / "report",
-        [read_profiles([heads])],
+        [heads],
         read_scores(out / "scores.csv"),
         predictor,
         command=command,
-        measured=read_measured([heads]),
+        measured=measured,
     )
     console.print(made.trust.sentence, highlight=False)
     console.print(f"Open [bold]{made.path}[/bold]", soft_wrap=True, highlight=False)

@@ -74,16 +74,15 @@ def train(
 
         for i in 1 2 3 4 5 6 7 8; do visual-heads zoo train --config proof --device cuda --shard $i/8 --out proof-work & done; wait
     """
-    from lmms_visual_heads.checkpoints.loading import choose_device
-
     trainings = chosen_trainings(config, only, shard)
-    where = str(choose_device(device))
 
     import torch
     from tqdm import tqdm
 
+    from lmms_visual_heads.checkpoints.loading import choose_device
     from lmms_visual_heads.scenes.zoo.training import run_training
 
+    where = str(choose_device(device))
     # One thread: results do not depend on the machine's cores, and two trainings can run side by side.
     torch.set_num_threads(1)
     for training in trainings:

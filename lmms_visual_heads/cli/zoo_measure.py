@@ -69,10 +69,8 @@ def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | N
 
     from lmms_visual_heads.features import read_profiles, write_profiles
     from lmms_visual_heads.harness.zoo import measure as measure_all
-    from lmms_visual_heads.names import file_stem
     from lmms_visual_heads.scenes.zoo import measured
     from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
-    from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX
     from lmms_visual_heads.tables import read_results, write_scores
 
     shipped = shipped_checkpoints()
@@ -81,9 +79,8 @@ def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | N
     own = target / measured.OWN_FOLDER
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
-    for entry in shipped:
-        for suffix in (ANSWERS_SUFFIX, CAUSAL_SUFFIX):
-            shutil.copy2(out / "own" / f"{file_stem(entry['name'])}{suffix}", own)
+    for table in measured.own_tables(out, (entry["name"] for entry in shipped)):
+        shutil.copy2(table, own)
     write_profiles(read_profiles([out / "heads"]), target / measured.PROFILES_FILE)
     write_scores(read_results(results).frame, target / measured.SCORES_FILE)
     lineages = pd.DataFrame({"model": [e["name"] for e in shipped], "lineage": [e["lineage"] for e in shipped]})

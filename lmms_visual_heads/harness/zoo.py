@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.names import file_stem
+from lmms_visual_heads.scenes.zoo.measured import OWN_FOLDER
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
 
 PROBE = "vhead"
@@ -48,7 +49,7 @@ def measure(
     """
     # The small checkpoints know the drawn scenes only: other data under the same task names are left aside.
     os.environ.pop("VHEAD_DATA", None)
-    heads, results, own = out / "heads", out / "results", out / "own"
+    heads, results, own = out / "heads", out / "results", out / OWN_FOLDER
     for folder in (heads, results, own):
         folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -224,9 +224,9 @@ def needed(description: Mapping[str, Any]) -> tuple[bool, int | None, bool]:
     """
     if "chosen" not in description:
         return True, None, False
-    from lmms_visual_heads.prediction.declared_methods import METHODS
+    from lmms_visual_heads.prediction.selection import methods_of
 
-    used = [method for method in METHODS if method.name in description["chosen"].values()]
+    used = methods_of(description["chosen"].values())
     counts = list(description["own_prompts"].values())
     own = int(median(counts)) if counts and any(method.own_prompts for method in used) else None
     return any(method.probe for method in used), own, any(method.extra_passes for method in used)

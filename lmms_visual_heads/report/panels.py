@@ -49,7 +49,8 @@ def remarks(predictions: pd.DataFrame | None) -> dict[str, Any]:
 
 def sources(predictions: pd.DataFrame) -> str:
     """What the scores are predicted from, with the benchmarks of each method where there are several; empty where none is named."""
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS, METHODS
+    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.selection import methods_of
 
     if "method" not in predictions.columns:
         return ""
@@ -62,8 +63,7 @@ def sources(predictions: pd.DataFrame) -> str:
     if not groups:
         return ""
     said = "; ".join(groups) if len(groups) == 1 else "; ".join(f"{words} ({which})" for words, which in groups.items())
-    heads = {method.name for method in METHODS if method.heads} & set(named["method"])
-    return said if heads else f"{said}; heads do not enter"
+    return said if any(method.heads for method in methods_of(named["method"])) else f"{said}; heads do not enter"
 
 
 def evaluation_panels(made: ReportFrames) -> list[dict[str, Any]]:
