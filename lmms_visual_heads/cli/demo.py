@@ -95,10 +95,7 @@ def _measure(console: Any, probed: dict[str, Any], out: Path) -> tuple[Any, Any]
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
     _run(console, probed, PROBE, out, "heads")
-    console.rule(
-        f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused: plain, with other pictures, with heads cut",
-        align="left",
-    )
+    console.rule(f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused, also with heads cut", align="left")
     _run(console, probed, BENCHMARKS, out, "heads", OWN_PROMPTS, **OWN_ARGUMENTS)
     return read_profiles([out / "heads"]), read_measured([out / "heads"])
 
