@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 	$(BIN)/visual-heads demo --out demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/.checkers
 	$(BIN)/ruff check .

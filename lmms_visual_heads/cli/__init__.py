@@ -24,7 +24,6 @@ _VERBS = (
     "predict",
     "estimate",
     "plan",
-    "study",
     "report",
     "demo",
 )
@@ -60,9 +59,6 @@ def _main(
 for _verb in _VERBS:
     app.command(_verb)(getattr(import_module(f"lmms_visual_heads.cli.{_verb}"), _verb))
 app.command("import-study")(import_module("lmms_visual_heads.cli.import_study").import_study)
-_zoo = import_module("lmms_visual_heads.cli.zoo").zoo_app
-_zoo.command("measure")(import_module("lmms_visual_heads.cli.zoo_measure").measure)
-app.add_typer(_zoo, name="zoo")
 app.add_typer(import_module("lmms_visual_heads.cli.data").data_app, name="data")
 
 

@@ -67,8 +67,8 @@ def looktwice(
         VHEAD_DATA=looktwice lmms-eval --model visual_heads_llava --model_args pretrained=CKPT --tasks vhead
     """
     from lmms_visual_heads.errors import VisualHeadsError
-    from lmms_visual_heads.scenes.looktwice.build import build_folder
-    from lmms_visual_heads.scenes.looktwice.download import Patience
+    from lmms_visual_heads.probe.looktwice.build import build_folder
+    from lmms_visual_heads.probe.looktwice.download import Patience
 
     try:
         summary = build_folder(

@@ -18,7 +18,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
     documents: Annotated[int, typer.Option("--documents", min=1, max=1000, help="Documents of each benchmark.")] = 500,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="Another embedded checkpoint (see: visual-heads zoo status).")
+        str, typer.Option("--checkpoint", help="Another embedded checkpoint; a wrong name lists them.")
     ] = DEMO_CHECKPOINT,
 ) -> None:
     """Probe an embedded checkpoint, predict its benchmark scores without labels, then really score it, and write a report.
@@ -34,8 +34,8 @@ def demo(
     """
     from rich.console import Console
 
+    from lmms_visual_heads.demo.manifest import shipped_checkpoints
     from lmms_visual_heads.errors import VisualHeadsError
-    from lmms_visual_heads.scenes.zoo.manifest import shipped_checkpoints
 
     shipped = {entry["name"]: entry for entry in shipped_checkpoints()}
     if checkpoint not in shipped:
@@ -89,9 +89,9 @@ def _run(
 
 def _measure(console: Any, probed: dict[str, Any], out: Path) -> tuple[Any, Any]:
     """Head profiles of the probe, and what the checkpoint answered to prompts of the benchmarks."""
+    from lmms_visual_heads.demo.runs import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
     from lmms_visual_heads.features import read_profiles
     from lmms_visual_heads.features.measured import read_measured
-    from lmms_visual_heads.harness.zoo import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
     _run(console, probed, PROBE, out, "heads")
@@ -101,16 +101,16 @@ def _measure(console: Any, probed: dict[str, Any], out: Path) -> tuple[Any, Any]
 
 
 def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_measured
-    from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
-    from lmms_visual_heads.scenes.zoo.measured import (
+    from lmms_visual_heads.demo.measured import (
         LINEAGES_FILE,
         PROFILES_FILE,
         SCORES_FILE,
         measured_folder,
         own_tables,
     )
+    from lmms_visual_heads.features import read_profiles
+    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
     from lmms_visual_heads.tables import read_lineages, read_scores
 
     folder = measured_folder()
@@ -132,7 +132,7 @@ def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path)
 
 
 def _predict(console: Any, predictor: Any, heads: Any, measured: Any, out: Path) -> pd.DataFrame:
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     console.rule("4. Predict the scores of a checkpoint that it has not seen", align="left")
     predictions = predictor.predict(heads, measured=measured)
@@ -149,7 +149,7 @@ def _predict(console: Any, predictor: Any, heads: Any, measured: Any, out: Path)
 
 
 def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> Path:
-    from lmms_visual_heads.harness.zoo import BENCHMARKS
+    from lmms_visual_heads.demo.runs import BENCHMARKS
 
     console.rule(f"5. Really score it: {documents} documents of each benchmark", align="left")
     return _run(console, probed, BENCHMARKS, out, "scoring", documents)

@@ -43,8 +43,8 @@ def estimate(
     """
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.features.measured import read_measured
-    from lmms_visual_heads.prediction.known import check_items, labelled_items
-    from lmms_visual_heads.prediction.ppi import prediction_powered_mean
+    from lmms_visual_heads.prediction.inputs import check_items, labelled_items
+    from lmms_visual_heads.prediction.prediction_powered import prediction_powered_mean
     from lmms_visual_heads.tables import read_items
 
     if format not in ("table", "csv", "json"):

@@ -56,8 +56,8 @@ def fit(
     from lmms_visual_heads.features import read_profiles
     from lmms_visual_heads.features.measured import read_checkpoints, read_measured
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
-    from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
+    from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
     from lmms_visual_heads.tables import read_items, read_lineages, read_scores
 
     named = None if lineages is None else read_lineages(lineages)

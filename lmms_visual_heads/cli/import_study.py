@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from lmms_visual_heads.checkpoints.study import StudySplit
+    from lmms_visual_heads.checkpoints.published_heads import StudySplit
     from lmms_visual_heads.features import HeadProfiles
 
 
@@ -31,7 +31,7 @@ def import_study(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from lmms_visual_heads.checkpoints.study import read_study
+    from lmms_visual_heads.checkpoints.published_heads import read_study
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.features.profiles import PROFILES_SUFFIX, write_profiles
     from lmms_visual_heads.tables.files import write_bytes
@@ -106,7 +106,7 @@ def study_profiles(splits: list[StudySplit], notes: tuple[str, ...] = ()) -> Hea
 def _metadata(one: StudySplit) -> dict[str, Any]:
     """What is known of a model's measurement; numeric type and image processor are not."""
     from lmms_visual_heads.checkpoints.known_models import find_known
-    from lmms_visual_heads.checkpoints.study import REPOSITORY
+    from lmms_visual_heads.checkpoints.published_heads import REPOSITORY
     from lmms_visual_heads.schema import SCHEMA_VERSION
 
     known = find_known(one.model)

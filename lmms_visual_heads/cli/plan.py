@@ -53,7 +53,7 @@ def plan(
     """
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.prediction.plan import (
+    from lmms_visual_heads.prediction.acquisition import (
         belief_of_predictor,
         belief_of_scores,
         expected_error,

@@ -84,7 +84,7 @@ def predict(
 
 def item_sentences(predictions: pd.DataFrame, items: pd.DataFrame) -> list[str]:
     """How many labelled items each prediction has, and the noise that their number alone implies."""
-    from lmms_visual_heads.prediction.labelled import item_noise
+    from lmms_visual_heads.prediction.labelled_items import item_noise
 
     sentences = []
     by_cell = {(row["model"], row["benchmark"]): row for row in predictions.to_dict("records")}
@@ -106,7 +106,7 @@ def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
     from rich.table import Table
 
     from lmms_visual_heads.prediction import FLAG_WORDS
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     console = Console()
     all_flags = [row["flags"].split(";") for row in rows]

@@ -1,7 +1,4 @@
-"""Evidence of many checkpoints: per block an array [M, B, F], M models, B benchmarks, F declared numbers; NaN where missing.
-
-Made from the tables of a measured zoo, or from the frames of real runs, by the same functions.
-"""
+"""Evidence of many checkpoints: per block an array [M, B, F], M models, B benchmarks, F declared numbers; NaN where missing."""
 
 from __future__ import annotations
 
@@ -23,8 +20,6 @@ from lmms_visual_heads.features.evidence import (
     average,
     evidence_row,
 )
-from lmms_visual_heads.schema import PROMPT_COUNTS
-from lmms_visual_heads.tables.zoo import ZooTables
 
 Array = npt.NDArray[np.float64]
 
@@ -113,52 +108,6 @@ class EvidenceTable:
         rows = [at[name] for name in models]
         blocks = {name: block[rows] for name, block in self.blocks.items()}
         return EvidenceTable(tuple(models), self.benchmarks, blocks, self.condition, self.n_prompts, self.heads[rows])
-
-
-def evidence_table(
-    zoo: ZooTables,
-    n_prompts: int = 256,
-    condition: str = "clean",
-    half: int = -1,
-    share: EvidenceTable | None = None,
-) -> EvidenceTable:
-    """Evidence of all checkpoints of a zoo, in the order of its checkpoint table.
-
-    Parameters
-    ----------
-    n_prompts : int
-        Prompts behind the answer statistics: one of `schema.PROMPT_COUNTS`. Heads and cuts are over all that were measured.
-    condition : str
-        Heads are the same at another temperature, cuts are not; under corrupted images neither was measured, so it is missing.
-    half : int
-        -1 all documents; 0 or 1 one half of them, for heads and cuts.
-    share : EvidenceTable or None
-        Of the same zoo and half: its heads and cuts are taken over, because they do not depend on the number of prompts.
-    """
-    if n_prompts not in PROMPT_COUNTS:
-        raise VisualHeadsError(f"n_prompts is one of {', '.join(map(str, PROMPT_COUNTS))}; {n_prompts} came.")
-    position = PROMPT_COUNTS.index(n_prompts)
-    answers = zoo.answers[zoo.answers["condition"] == condition]
-    scalars = {
-        name: [np.nan if cell is None else float(cell[position]) for cell in answers[name]] for name in _ANSWER_NAMES
-    }
-    frame = pd.DataFrame(
-        {"model": answers["model"], "task": answers["task"], "accuracy": answers["accuracy"], **scalars}
-    )
-    clean = condition == "clean"
-    profiles = causal = None
-    if share is None and condition != "corrupted":
-        profiles = zoo.profiles[zoo.profiles["half"] == half]
-    if share is None and clean:
-        causal = zoo.causal if half < 0 else zoo.causal.assign(kl=zoo.causal[f"kl_half{half}"])
-    benchmarks = tuple(zoo.benchmarks["benchmark"])
-    table = evidence_of(zoo.checkpoints, benchmarks, frame, profiles, causal, condition, n_prompts)
-    if share is None:
-        return table
-    kept = {"probe_heads", "own_heads"} if condition == "temperature" else set()
-    kept |= {"probe_heads", "own_heads", "probe_causal", "own_causal"} if clean else set()
-    blocks = {name: share.blocks[name] if name in kept else block for name, block in table.blocks.items()}
-    return EvidenceTable(table.models, table.benchmarks, blocks, condition, n_prompts, table.heads)
 
 
 def evidence_of(

@@ -18,7 +18,6 @@ import pandas as pd
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
 from lmms_visual_heads.tables import AnswerTable, CausalTable, read_answer_tables, read_causal_tables
-from lmms_visual_heads.tables.zoo import ZooTables
 
 ANSWER_MEANS = ("confidence", "entropy", "information", "swap_kl", "blank_kl")
 NUMBERS_OF_TRAINING = ("parameters", "layers", "visual_tokens", "tokens_seen", "flops", "training_loss")
@@ -121,27 +120,6 @@ class Measured:
             flops,
             notes=tuple(dict.fromkeys(notes)),
             replies=replies,
-        )
-
-    @classmethod
-    def of_zoo(cls, zoo: ZooTables, condition: str = "clean") -> Self:
-        """Of the tables of a measured zoo, all prompts; the items' confidences stand for the prompts'."""
-        answers, items, said, causal = (_rows(frame) for frame in (zoo.answers, zoo.items, zoo.replies, zoo.causal))
-        kept = answers[answers["condition"] == condition]
-        means = {name: [_last(cell) for cell in kept[name]] for name in ANSWER_MEANS}
-        prompts = {
-            (str(row["model"]), str(row["benchmark"])): pd.Series(np.asarray(row["confidence"], dtype=np.float64))
-            for row in items[items["condition"] == condition].to_dict("records")
-        }
-        return cls(
-            kept[["model", "task", "n_prompts", "accuracy"]].assign(**means).reset_index(drop=True),
-            prompts,
-            causal[list(_CAUSAL)],
-            checkpoints=zoo.checkpoints,
-            replies={
-                (str(row["model"]), str(row["benchmark"])): pd.Series(np.asarray(row["answer"]).astype(str))
-                for row in said[said["condition"] == condition].to_dict("records")
-            },
         )
 
     def with_checkpoints(self, checkpoints: pd.DataFrame | None) -> Self:
@@ -253,24 +231,9 @@ def _item_flops(description: Mapping[str, Any]) -> float | None:
     return answered["flops"] / n
 
 
-def _rows(frame: pd.DataFrame | None) -> pd.DataFrame:
-    if frame is None:
-        raise ValueError("the tables of a zoo stand without rows where nothing was measured, never as None")
-    return frame
-
-
 def _entropy(p: np.ndarray) -> float:
     there = p[p > 0]
     return float(-(there * np.log(there)).sum())
-
-
-def _last(cell: Any) -> float:
-    """The statistic over the most prompts."""
-    if cell is None or np.ndim(cell) == 0:
-        return float("nan")
-    values = np.array([np.nan if v is None else v for v in cell], dtype=np.float64)
-    there = values[np.isfinite(values)]
-    return float(there[-1]) if len(there) else float("nan")
 
 
 __all__ = ["ANSWER_MEANS", "NUMBERS_OF_TRAINING", "Measured", "answer_means", "read_checkpoints", "read_measured"]

@@ -32,7 +32,6 @@ from lmms_visual_heads.schema import (
 from lmms_visual_heads.tables import HeadTable, read_head_tables
 from lmms_visual_heads.tables.files import list_tables, write_bytes
 from lmms_visual_heads.tables.metadata import check_metadata
-from lmms_visual_heads.tables.zoo import ZooTables
 
 PROFILES_SUFFIX = ".profiles.parquet"
 """Ending of a file of head profiles: a head table's means, thousands of times smaller."""
@@ -143,29 +142,6 @@ class HeadProfiles:
             collected += profiles.notes
         filled = [frame for frame in frames if len(frame)] or [_empty()]
         return cls(pd.concat(filled, ignore_index=True), documents, tuple(dict.fromkeys(collected)))
-
-    @classmethod
-    def of_zoo(cls, zoo: ZooTables) -> HeadProfiles:
-        """Of the tables of a measured zoo: the heads on its probe, all documents; stands beside `Measured.of_zoo`."""
-        probes = sorted(
-            {str(task) for task in zoo.profiles["task"]} - {str(name) for name in zoo.benchmarks["benchmark"]}
-        )
-        rows = zoo.profiles[zoo.profiles["task"].isin(probes) & (zoo.profiles["half"] == -1)]
-        counted = rows.groupby("task")["n_documents"].max()
-        tasks = {task: {"fingerprint": "that of the zoo's probe", "n_documents": int(counted[task])} for task in probes}
-        shared = {
-            "query": "first_generated",
-            "dtype": "float32",
-            "image_processor": "pil",
-            "tasks": tasks,
-            "versions": {},
-        }
-        documents = {}
-        for row in zoo.checkpoints.to_dict("records"):
-            sizes = {name: int(row[name]) for name in ("layers", "heads", "language_model_parameters")}
-            model = {"name": row["model"], "revision": None, "architecture": "LlavaForConditionalGeneration", **sizes}
-            documents[str(row["model"])] = {"schema_version": SCHEMA_VERSION, "model": model, **shared}
-        return cls(rows[_NAMES].reset_index(drop=True), documents)
 
 
 def head_profile(table: HeadTable) -> pd.DataFrame:

@@ -34,7 +34,7 @@ from lmms_visual_heads.harness.recording import RunRecorder
 from lmms_visual_heads.harness.run_facts import OWN_TASKS, data_of, weights_fingerprint
 from lmms_visual_heads.harness.waiting import Waiting, generated, generation_settings, repeats_of, request_name, scored
 from lmms_visual_heads.names import model_name
-from lmms_visual_heads.scenes.scoring import NOT_ANSWERED
+from lmms_visual_heads.probe.scoring import NOT_ANSWERED
 from lmms_visual_heads.schema import PROBE_TASKS
 from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_text
 

@@ -2,7 +2,7 @@
 
 Documents carry no image; it is drawn, or opened, when the model asks for it. Scores are 0 or 1 per document. With
 `VHEAD_DATA=FOLDER` the vhead tasks read the real LookTwice-QA from a folder made by `visual-heads data looktwice`; the
-`scenes_*` and `suite_*` tasks are always drawn.
+`scenes_*` tasks are always drawn.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from PIL import Image
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.endings import in_one_sentence
-from lmms_visual_heads.scenes import suite
-from lmms_visual_heads.scenes.documents import PROBE_DATA, documents, draw
-from lmms_visual_heads.scenes.looktwice import open_folder, read_image
-from lmms_visual_heads.scenes.questions import LETTER_POST_PROMPT
-from lmms_visual_heads.scenes.scoring import NOT_ANSWERED, is_correct
+from lmms_visual_heads.probe.documents import PROBE_DATA, documents, draw
+from lmms_visual_heads.probe.looktwice import open_folder, read_image
+from lmms_visual_heads.probe.questions import LETTER_POST_PROMPT
+from lmms_visual_heads.probe.scoring import NOT_ANSWERED, is_correct
 
 DATA_VARIABLE = "VHEAD_DATA"
-SUITE = "suite_"
-"""What the names of the benchmarks in `scenes.suite` begin with."""
 
 
 def _data_folder() -> str:
@@ -33,8 +30,6 @@ def _data_folder() -> str:
 
 
 def _task_documents(name: str) -> list[dict[str, Any]]:
-    if name.startswith(SUITE):
-        return suite.documents(name)
     folder = _data_folder()
     return open_folder(folder).documents(name) if folder and name in PROBE_DATA else documents(name)
 
@@ -45,17 +40,21 @@ class SceneTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(config={k: v for k, v in (config or {}).items() if k != "class"}, **kwargs)
 
+    def documents(self, name: str) -> list[dict[str, Any]]:
+        """The documents of a data set, plain values without images."""
+        return _task_documents(name)
+
     @in_one_sentence
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Build the documents in memory; nothing is fetched and nothing is cached on disk."""
-        self.dataset = DatasetDict({"test": Dataset.from_list(_task_documents(self.config.dataset_name))})
+        self.dataset = DatasetDict({"test": Dataset.from_list(self.documents(self.config.dataset_name))})
         self.dataset_no_image = self.dataset
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     """The document's image, RGB: a drawn one of 336 x 336, or the file in `VHEAD_DATA` in its own size."""
     if "image" not in doc:
-        return [draw(doc) if "picture" not in doc else suite.draw(doc)]
+        return [draw(doc)]
     folder = _data_folder()
     if not folder:
         raise VisualHeadsError(

@@ -18,19 +18,18 @@ from sklearn.utils.validation import check_is_fitted
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles, feature_table
 from lmms_visual_heads.features.measured import Measured
-from lmms_visual_heads.prediction import flags, known, references
-from lmms_visual_heads.prediction.believing import Cell, Evidence, believe
-from lmms_visual_heads.prediction.conditioning import Belief
-from lmms_visual_heads.prediction.declared_methods import (
+from lmms_visual_heads.prediction import flags, inputs, references
+from lmms_visual_heads.prediction.compatibility import World
+from lmms_visual_heads.prediction.evaluation import errors_of
+from lmms_visual_heads.prediction.gaussian_update import Belief
+from lmms_visual_heads.prediction.methods import (
     AGREEING,
     METHOD_WORDS,
     METHODS,
     DeclaredMethod,
     method_named,
 )
-from lmms_visual_heads.prediction.protocol import errors_of
-from lmms_visual_heads.prediction.ridge import LineageRidge
-from lmms_visual_heads.prediction.selection import (
+from lmms_visual_heads.prediction.model_selection import (
     Rows,
     fit_methods,
     method_data,
@@ -38,8 +37,9 @@ from lmms_visual_heads.prediction.selection import (
     nested_evaluation,
     undominated,
 )
-from lmms_visual_heads.prediction.training import Heads, TrainingSet, as_profiles, training_set
-from lmms_visual_heads.prediction.world import World
+from lmms_visual_heads.prediction.posterior import Cell, Evidence, believe
+from lmms_visual_heads.prediction.regressors.ridge import LineageRidge
+from lmms_visual_heads.prediction.training_data import Heads, TrainingSet, as_profiles, training_set
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 from lmms_visual_heads.tables import check_scores
 
@@ -146,16 +146,16 @@ class BenchmarkPredictor(BaseEstimator):
         self.lineages_ = training.lineages
         self.notes_ = [*training.notes, *beside.notes]
         models, names = list(self.features_.index), [benchmark.name for benchmark in training.benchmarks]
-        self.prompt_fingerprints_ = known.prompt_fingerprints(beside, models, names)
+        self.prompt_fingerprints_ = inputs.prompt_fingerprints(beside, models, names)
         self._fit_methods(training, beside, check_scores(score_table))
-        counts = known.prompt_counts(beside, models, names)
+        counts = inputs.prompt_counts(beside, models, names)
         self.prompt_counts_ = {
             name: float(np.nanmedian(counts[:, b])) for b, name in enumerate(names) if np.isfinite(counts[:, b]).any()
         }
         self.maps_ = {}
         if items is not None:
-            own, notes = known.check_items(items, models, names)
-            self.maps_ = known.confidence_maps(own, beside, self.lineages_, names)
+            own, notes = inputs.check_items(items, models, names)
+            self.maps_ = inputs.confidence_maps(own, beside, self.lineages_, names)
             self.notes_ += notes
         return self
 
@@ -251,7 +251,7 @@ class BenchmarkPredictor(BaseEstimator):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the predictor as one file without pickle; see `prediction.storage`."""
-        from lmms_visual_heads.prediction.storage import save_predictor
+        from lmms_visual_heads.prediction.serialization import save_predictor
 
         return save_predictor(self, path)
 
@@ -264,7 +264,7 @@ class BenchmarkPredictor(BaseEstimator):
         VisualHeadsError
             No such file, a newer version, or a file that was changed.
         """
-        from lmms_visual_heads.prediction.storage import load_predictor
+        from lmms_visual_heads.prediction.serialization import load_predictor
 
         return load_predictor(path)
 
@@ -278,9 +278,9 @@ class BenchmarkPredictor(BaseEstimator):
             items[at, b] = [counts.to_dict()[model, benchmark.name] for model in benchmark.models]
         groups = np.array([self.lineages_[model] for model in models], dtype=np.str_)
 
-        def columns_by(votes: Mapping[str, references.Votes], methods: Sequence[DeclaredMethod]) -> known.Columns:
+        def columns_by(votes: Mapping[str, references.Votes], methods: Sequence[DeclaredMethod]) -> inputs.Columns:
             agreed = references.agreement_of(votes, measured, models, names, self.lineages_)
-            return known.method_columns(training.profiles, training.features, measured, names, methods, agreed)
+            return inputs.method_columns(training.profiles, training.features, measured, names, methods, agreed)
 
         def data_without(fold: Sequence[str]) -> dict[str, dict[str, Rows]]:
             """Rows with nothing of some lineages in the others': they do not vote."""
@@ -331,12 +331,12 @@ class BenchmarkPredictor(BaseEstimator):
         methods = [method_named(name) for name in dict.fromkeys(self.methods_["method"])]
         scores = None if known_scores is None else check_scores(known_scores, "the table of known scores")
         agreed = references.agreement_of(self.votes_, beside, models, names, self.lineages_)
-        columns = known.method_columns(profiles, rows, beside, names, methods, agreed)
-        counts = known.prompt_counts(beside, models, names)
+        columns = inputs.method_columns(profiles, rows, beside, names, methods, agreed)
+        counts = inputs.prompt_counts(beside, models, names)
         given = self._known(scores)
         labelled: Mapping[str, Any] = {}
         if items is not None:
-            labelled = known.labelled_items(known.check_items(items, models, names)[0], beside)
+            labelled = inputs.labelled_items(inputs.check_items(items, models, names)[0], beside)
         believed = {}
         correlations: dict[tuple[str, ...], Any] = {}
         for m, model in enumerate(models):

@@ -224,7 +224,7 @@ def needed(description: Mapping[str, Any]) -> tuple[bool, int | None, bool]:
     """
     if "chosen" not in description:
         return True, None, False
-    from lmms_visual_heads.prediction.selection import methods_of
+    from lmms_visual_heads.prediction.model_selection import methods_of
 
     used = methods_of(description["chosen"].values())
     counts = list(description["own_prompts"].values())
@@ -237,7 +237,7 @@ def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> lis
     judged = getattr(predictor, "methods_", None)
     if judged is None or predictions is None or "method" not in predictions.columns:
         return []
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     used = predictions.assign(method=predictions["method"].str.partition("+")[0])[
         ["benchmark", "method"]

@@ -49,8 +49,8 @@ def remarks(predictions: pd.DataFrame | None) -> dict[str, Any]:
 
 def sources(predictions: pd.DataFrame) -> str:
     """What the scores are predicted from, with the benchmarks of each method where there are several; empty where none is named."""
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
-    from lmms_visual_heads.prediction.selection import methods_of
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.model_selection import methods_of
 
     if "method" not in predictions.columns:
         return ""

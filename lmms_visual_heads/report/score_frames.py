@@ -120,7 +120,7 @@ def method_frame(methods: pd.DataFrame | None) -> pd.DataFrame | None:
     """
     if methods is None:
         return None
-    from lmms_visual_heads.prediction.declared_methods import METHOD_WORDS
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     rows = [
         {

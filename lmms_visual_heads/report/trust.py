@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from lmms_visual_heads.prediction.intervals import CERTIFIED_LINEAGES
+from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES
 from lmms_visual_heads.report.score_frames import direct_scoring_error, equivalent_items, paired_difference
 
 Verdict = Literal["none", "too few", "not better", "worse", "better"]
