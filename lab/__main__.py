@@ -27,6 +27,7 @@ VERBS = {
     "other-device": ("lab.study.other_device:main", "the same trainings on two devices"),
     "taught-or-not": ("lab.study.taught_or_not:main", "benchmarks that a training was taught, and those it was not"),
     "score-matrix": ("lab.score_matrix.score_matrix:main", "known scores predict unknown ones, 108 real models"),
+    "real-models": ("lab.cli.real_models:app", "public answers of real models: import them, judge predictions on them"),
     "capture-cost": ("lab.capture_cost.run:main", "time of the capture beside plain generation"),
     "capture-memory": ("lab.capture_cost.memory:main", "memory and disk of long runs"),
     "capture-scaling": ("lab.capture_cost.scaling:main", "time over documents and processes"),
@@ -62,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     module, _, name = VERBS[verb][0].partition(":")
     function = getattr(import_module(module), name)
     try:
-        if module.startswith("lab.cli."):
+        if isinstance(function, typer.Typer):
+            function(rest, prog_name=f"python -m lab {verb}")
+        elif module.startswith("lab.cli."):
             command(function)(rest, prog_name=f"python -m lab {verb}")
         else:
             sys.argv = [f"python -m lab {verb}", *rest]
