@@ -84,16 +84,31 @@ class Votes:
         lineages : mapping
             Of the fitted models.
         """
-        place = pd.Index(self.doc_ids).get_indexer(replies.index)
-        there = place >= 0
-        if not there.any():
-            return float("nan")
+        return float(self.agreements([replies], [lineage], lineages)[0])
+
+    def agreements(
+        self, replies: Sequence[pd.Series], own_lineages: Sequence[str], lineages: Mapping[str, str]
+    ) -> Array:
+        """`agreement` of several models, [T]; those that answered the same prompts are counted together."""
+        out = np.full(len(replies), np.nan)
         code = {word: number for number, word in enumerate(self.words)}
-        # An answer that no fitted model gave agrees with none of them.
-        own = np.array([code.get(word, len(self.words)) for word in replies[there]])
-        said = np.vstack([self.codes[:, place[there]], own])
-        groups = np.array([*("own" if lineages[model] == lineage else "other" for model in self.models), "own"])
-        return float(agreement(said, np.append(self.weights, 0.0), groups, slice(None))[-1])
+        doc_ids = pd.Index(self.doc_ids)
+        fitted = [lineages[model] for model in self.models]
+        together: dict[bytes, list[int]] = {}
+        places = [doc_ids.get_indexer(series.index) for series in replies]
+        for number, place in enumerate(places):
+            if (place >= 0).any():
+                together.setdefault(place.tobytes(), []).append(number)
+        for numbers in together.values():
+            place = places[numbers[0]]
+            common = place >= 0
+            # An answer that no fitted model gave agrees with none of them.
+            own = [[code.get(word, len(self.words)) for word in replies[number][common]] for number in numbers]
+            said = np.vstack([self.codes[:, place[common]], np.array(own)])
+            groups = np.array([*fitted, *(own_lineages[number] for number in numbers)])
+            weights = np.append(self.weights, np.zeros(len(numbers)))
+            out[numbers] = agreement(said, weights, groups, slice(None))[len(self.models) :]
+        return out
 
     def document(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
@@ -170,10 +185,11 @@ def agreement_of(
     """
     out = np.full((len(models), len(benchmarks)), np.nan)
     for b, benchmark in enumerate(benchmarks):
-        for m, model in enumerate(models):
-            replies = measured.replies.get((model, benchmark))
-            if benchmark in votes and replies is not None:
-                out[m, b] = votes[benchmark].agreement(replies, lineages.get(model, f"{model} (new)"), lineages)
+        asked = [m for m, model in enumerate(models) if (model, benchmark) in measured.replies]
+        if benchmark in votes and asked:
+            replies = [measured.replies[models[m], benchmark] for m in asked]
+            own = [lineages.get(models[m], f"{models[m]} (new)") for m in asked]
+            out[asked, b] = votes[benchmark].agreements(replies, own, lineages)
     return out
 
 
