@@ -150,7 +150,7 @@ class Stopwatch:
         for name, function in self.WATCHED:
             timed = self._timed(name, function)
             for module in list(sys.modules.values()):
-                if getattr(module, "__name__", "").startswith(("lmms_visual_heads", "ways", "__main__")):
+                if getattr(module, "__name__", "").startswith(("lmms_visual_heads", "lab", "__main__")):
                     for attribute, value in list(vars(module).items()):
                         if value is function:
                             self._replaced.append((module, attribute, value))

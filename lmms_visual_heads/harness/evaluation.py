@@ -30,6 +30,7 @@ def evaluate(
     *,
     batch_size: int = 1,
     limit: int | None = None,
+    more_tasks: Path | None = None,
     **model_args: str,
 ) -> dict[str, Any]:
     """Run lmms-eval in this process on our own tasks only, which starts in a moment.
@@ -39,9 +40,11 @@ def evaluate(
     pretrained : str or Path
         Checkpoint.
     tasks : sequence of str
-        Tasks or groups of the `tasks/` folder.
+        Tasks or groups of the `tasks/` folder, or of `more_tasks`.
     batch_size, limit
         As for lmms-eval.
+    more_tasks : Path or None
+        A further folder of task files.
     **model_args
         Further arguments of `visual_heads_llava`, such as `heads="DIR"`.
 
@@ -56,7 +59,8 @@ def evaluate(
     from lmms_visual_heads.harness.model import VisualHeadsLlava
 
     model = VisualHeadsLlava(pretrained=str(pretrained), batch_size=batch_size, **model_args)
-    manager = TaskManager("ERROR", include_path=str(tasks_folder()), include_defaults=False)
+    folders = [str(folder) for folder in (tasks_folder(), more_tasks) if folder is not None]
+    manager = TaskManager("ERROR", include_path=folders, include_defaults=False)
     results = evaluator.simple_evaluate(
         model=model,
         tasks=list(tasks),

@@ -54,7 +54,7 @@ def test_a_mistake_ends_in_one_sentence(tmp_path: Path) -> None:
 
 def test_help_is_quick_and_names_every_verb(tmp_path: Path) -> None:
     done = command("visual-heads", "--help", cwd=tmp_path)
-    for verb in ("check", "scores", "fit", "predict", "report", "demo", "zoo"):
+    for verb in ("check", "scores", "fit", "predict", "report", "demo", "plan", "sweep"):
         assert verb in done.stdout
 
 

@@ -68,12 +68,12 @@ def test_every_task_file_is_a_task_or_a_group_of_them() -> None:
     folder = plugin.tasks_folder()
     groups = {
         name: yaml.safe_load((folder / f"{name}.yaml").read_text())["task"]
-        for name in ("vhead", "vhead_visual", "scenes", "suite")
+        for name in ("vhead", "vhead_visual", "scenes")
     }
     members = [task for tasks in groups.values() for task in tasks]
     files = {path.stem for path in plugin.tasks_folder().glob("*.yaml")} - {"_template"}
     assert files == set(groups) | set(members) == set(manager.task_index)
-    assert len(members) == len(set(members)) == 25
+    assert len(members) == len(set(members)) == 11
 
 
 def test_chance_and_metric_in_the_task_files_are_those_of_the_data() -> None:

@@ -77,11 +77,8 @@ def test_help_takes_less_than_half_a_second() -> None:
 
 
 def test_a_run_five_times_as_long_does_not_need_five_times_the_memory() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import memory
-    finally:
-        sys.path.pop(0)
+    from lab.capture_cost import memory
+
     short, long = memory.measured(150, 40, 40), memory.measured(750, 40, 40)
     assert long["documents"] == 5 * short["documents"]
     assert long["growth_mib"] < 400

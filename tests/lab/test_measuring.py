@@ -39,6 +39,7 @@ from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.probe.scoring import is_correct
 from lmms_visual_heads.schema import PROFILE_STATISTICS
 from lmms_visual_heads.statistics.causal import answer_kl
+from tests.builders.paths import ROOT
 
 N = 16
 KINDS = {
@@ -161,7 +162,14 @@ def test_scores_and_heads_are_those_of_lmms_eval(
 ) -> None:
     names = ["suite_existence", "suite_taller", "suite_position", "vhead_obj"]
     results = evaluate(
-        folders[kind], names, batch_size=16, limit=N, heads=str(tmp_path), capture_tasks="*", model_name="m"
+        folders[kind],
+        names,
+        batch_size=16,
+        limit=N,
+        heads=str(tmp_path),
+        capture_tasks="*",
+        model_name="m",
+        more_tasks=ROOT / "lab" / "suite" / "tasks",
     )
     scores = measured[kind].scores.set_index("benchmark")["score"]
     for name in names[:3]:

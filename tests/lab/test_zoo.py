@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from lab.measure.shipped import OWN_PROMPTS
 from lab.zoo import labels as labels_of
-from lab.zoo import lessons, packing, tower
+from lab.zoo import lessons, packing, shipping, tower
 from lab.zoo.model import build_model
 from lab.zoo.scoring import accuracies
 from lab.zoo.settings import TURN_TYPES, Training, read_settings
@@ -290,8 +290,8 @@ def test_shipped_checkpoints_are_small_complete_and_of_many_lineages() -> None:
     assert len(entries) >= 8
     assert len({entry["lineage"] for entry in entries}) >= 5
     sizes = [sum(file.stat().st_size for file in entry["path"].iterdir()) for entry in entries]
-    assert max(sizes) <= manifest.LARGEST_CHECKPOINT
-    assert sum(sizes) <= manifest.LARGEST_SET
+    assert max(sizes) <= shipping.LARGEST_CHECKPOINT
+    assert sum(sizes) <= shipping.LARGEST_SET
     expected = {training.checkpoint_name(step) for training in read_settings() for step in training.shipped}
     assert {entry["name"] for entry in entries} == expected
     for key in ("layers", "hidden", "visual_tokens", "step"):
@@ -328,7 +328,7 @@ def test_ship_refuses_what_is_too_large(tmp_path: Path) -> None:
     (folder / manifest.FACTS_FILE).write_text(json.dumps({"name": "micro-s30", "lineage": "micro"}))
     (folder / "model.safetensors").write_bytes(bytes(3_000_000))
     with pytest.raises(VisualHeadsError, match=r"may take 2\.5 MB; micro-s30 takes 3\.0 MB"):
-        manifest.ship([training], tmp_path, tmp_path / "target")
+        shipping.ship([training], tmp_path, tmp_path / "target")
     assert not (tmp_path / "target").exists()
     shutil.rmtree(folder)
 
