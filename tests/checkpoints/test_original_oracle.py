@@ -24,7 +24,6 @@ RECORDED = {"first_generated": "decode1", "last_prompt": "prefill_last"}
 
 pytestmark = [
     pytest.mark.skipif(not CASES, reason="no ground truth of the original code: ../shared/oracle is missing"),
-    pytest.mark.xdist_group("oracle"),
 ]
 
 

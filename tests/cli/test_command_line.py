@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
-pytestmark = pytest.mark.xdist_group("command_line")
 BIN = Path(sys.executable).parent
 
 

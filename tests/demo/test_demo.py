@@ -12,7 +12,6 @@ import pytest
 
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 
-pytestmark = pytest.mark.xdist_group("command_line")
 BENCHMARKS = {"scenes_existence", "scenes_color", "scenes_position", "scenes_color_count", "scenes_digit"}
 
 

@@ -134,3 +134,12 @@ def test_prompts_about_one_image_differ_in_the_question_only() -> None:
     different = (first["input_ids"] != second["input_ids"])[0].nonzero()[:, 0]
     assert len(different)
     assert int(different[0]) > 576
+
+
+def test_a_run_five_times_as_long_does_not_need_five_times_the_memory() -> None:
+    from lab.capture_cost import memory
+
+    short, long = memory.measured(150, 40, 40), memory.measured(750, 40, 40)
+    assert long["documents"] == 5 * short["documents"]
+    assert long["growth_mib"] < 400
+    assert long["growth_mib"] < 3 * short["growth_mib"]

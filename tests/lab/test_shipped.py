@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from lab.measure.shipped import measure
 from lmms_visual_heads.demo.manifest import shipped_checkpoints
 from lmms_visual_heads.features.measured import read_measured
-
-pytestmark = pytest.mark.xdist_group("command_line")
 
 
 def test_probe_benchmarks_and_own_prompts_are_kept_and_not_measured_twice(tmp_path: Path) -> None:

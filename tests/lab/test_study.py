@@ -19,7 +19,6 @@ from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.zoo import make_zoo
 
 SMALL = {"benchmarks": 3, "items": 64}
-pytestmark = pytest.mark.xdist_group("study")
 
 
 @pytest.fixture(scope="session")  # the worker may run other modules' tests in between
