@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_MATRIX = re.compile(r".+\.lora_[AB]\.(?:default\.)?weight")
 _RENAMED = (
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -29,6 +31,22 @@ _RENAMED = (
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
 """Names in adapters of older transformers -> names now."""
+
+_SAYS_NOTHING = frozenset((
+    "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
+    "r", "revision", "runtime_config", "target_modules", "task_type",
+))  # fmt: skip
+"""Fields of peft's config that do not change what is merged: how it was trained, and which layers, which the tensors say, too."""
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_rslora": (True, False),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+}
+"""Fields with the values that a merge by W + scale * B A is right for. Other initialisations (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA)
+change the base's weights, too. Every other field must be empty: what is not known may change anything."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -76,12 +94,16 @@ def merge_adapter(model: Any, folder: Path) -> int:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder / _WEIGHTS[0])
     places = dict(model.named_parameters())
     with opened(path) as weights:
-        pairs = {name for name in weights.names if ".lora_A." in name}
-        strangers = [name for name in weights.names if ".lora_A." not in name and ".lora_B." not in name]
+        pairs = {name for name in weights.names if _MATRIX.fullmatch(name) and ".lora_A." in name}
+        strangers = [name for name in weights.names if not _MATRIX.fullmatch(name)]
+        strangers += sorted(
+            {name.replace(".lora_A.", ".lora_B.") for name in pairs} ^ (set(weights.names) - pairs - {*strangers})
+        )
         if not pairs or strangers:
             raise VisualHeadsError(
-                f"A LoRA adapter holds lora_A and lora_B matrices and nothing else; {path} holds "
-                f"{strangers[0] if strangers else 'none'}. Merge it with the tool that made it, and give the merged checkpoint."
+                f"A LoRA adapter holds pairs of lora_A and lora_B matrices and nothing else; {path} is not so: "
+                f"{strangers[0] if strangers else 'it has none'}. Merge it with the tool that made it, and give the merged "
+                "checkpoint."
             )
         for name in sorted(pairs):
             layer = _layer(name, places)
@@ -111,16 +133,36 @@ def _layer(name: str, places: dict[str, Any]) -> str | None:
 
 
 def _scale(folder: Path, config: dict[str, Any]) -> tuple[float, int]:
-    """Factor on B A, and the rank."""
-    unusual = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
-    if config.get("peft_type") != "LORA" or unusual or config.get("bias", "none") != "none":
-        what = unusual[0] if unusual else f"peft_type {config.get('peft_type')!r}, bias {config.get('bias', 'none')!r}"
+    """Factor on B A, and the rank.
+
+    Raises
+    ------
+    VisualHeadsError
+        When a field that is not known, or known to change what the adapter is, is not at its default.
+    """
+    for field, value in config.items():
+        if field in _SAYS_NOTHING:
+            continue
+        if field in _ALLOWED:
+            plain = value is None or value in _ALLOWED[field]
+        else:
+            plain = value is None or value is False or (isinstance(value, str | list | dict) and not value)
+        if not plain:
+            raise VisualHeadsError(
+                f"An adapter must be a plain LoRA; {folder / CONFIG} has {field} {value!r}. Merge it with the tool that made it "
+                "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()), and give the merged checkpoint."
+            )
+    if config.get("peft_type") is None:
         raise VisualHeadsError(
-            f"An adapter must be a plain LoRA; {folder / CONFIG} has {what}. Merge it with the tool that made it, and give the "
-            "merged checkpoint."
+            f"An adapter's config must say its peft_type; {folder / CONFIG} does not. Copy it again."
         )
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise VisualHeadsError(
+            f"An adapter's config must have a rank r of at least 1 and a number lora_alpha; {folder / CONFIG} has {rank!r} and "
+            f"{alpha!r}. Copy it again."
+        )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -123,6 +123,22 @@ def test_peft_on_both_formats(tiny, tmp_path: Path, lora) -> None:
         ({"use_dora": True}, "must be a plain LoRA"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"bias": "all"}, "bias 'all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights 'loftq'"),
+        ({"corda_config": {"corda_method": "kpm"}}, "corda_config"),
+        ({"lora_bias": True}, "lora_bias True"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out True"),
+        ({"use_qalora": True}, "use_qalora True"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"invented_next_year": 0.5}, "invented_next_year 0.5"),
+        ({"peft_type": None}, "must say its peft_type"),
+        ({"r": "4"}, "rank r of at least 1"),
+        ({"lora_alpha": None}, "number lora_alpha"),
         ({"rank_pattern": {"q_proj": 2}}, "has rank_pattern"),
         ({"r": 3}, "must fit its config"),
     ],
@@ -131,6 +147,49 @@ def test_adapters_that_are_refused(tiny, tmp_path: Path, changes: dict, words: s
     adapter(tmp_path / "adapter", {"model.language_model.layers.0.self_attn.q_proj": (64, 64)}, **changes)
     with pytest.raises(VisualHeadsError, match=words):
         load_model(tiny("llava-llama"), device="cpu", peft=tmp_path / "adapter")
+
+
+def test_tensors_that_are_no_pair_are_refused(tiny, tmp_path: Path) -> None:
+    for extra in ("model.layers.0.self_attn.q_proj.lora_B.bias", "model.layers.1.self_attn.q_proj.lora_A.weight"):
+        folder = tmp_path / extra.rsplit(".", 1)[1]
+        adapter(folder, {"model.language_model.layers.0.self_attn.q_proj": (64, 64)})
+        weights = load_file(folder / "adapter_model.safetensors") | {f"base_model.model.{extra}": torch.ones(RANK, 64)}
+        save_file(weights, folder / "adapter_model.safetensors")
+        with pytest.raises(VisualHeadsError, match="pairs of lora_A and lora_B matrices and nothing else"):
+            load_model(tiny("llava-llama"), device="cpu", peft=folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "pissa"}, {"lora_bias": True},
+     {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"init_lora_weights": "olora"}],
+    ids=str,
+)  # fmt: skip
+def test_what_peft_itself_wrote_is_merged_as_peft_does_or_refused(tiny, tmp_path: Path, settings: dict) -> None:
+    peft = pytest.importorskip("peft")
+    base = tiny("llava-llama")
+
+    def fresh() -> Any:
+        return load_model(base, device="cpu").model
+
+    torch.manual_seed(0)
+    places = r".*vision_tower.*\.q_proj" if "lora_bias" in settings else r".*language_model.*\.(q_proj|down_proj)"
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=places, **settings)
+    adapted = peft.get_peft_model(fresh(), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    truth = peft.PeftModel.from_pretrained(fresh(), tmp_path / "adapter").merge_and_unload().state_dict()
+    changes_more = set(settings) - {"use_rslora"} and settings.get("init_lora_weights") != "gaussian"
+    if changes_more:
+        with pytest.raises(VisualHeadsError, match="|".join(settings)):
+            load_model(base, device="cpu", peft=tmp_path / "adapter")
+        return
+    ours = load_model(base, device="cpu", peft=tmp_path / "adapter").model.state_dict()
+    largest = max(float((ours[name] - truth[name]).abs().max()) for name in truth)
+    assert largest < 1e-5
 
 
 def test_damaged_and_foreign_adapters(tiny, tmp_path: Path) -> None:
@@ -150,7 +209,7 @@ def test_damaged_and_foreign_adapters(tiny, tmp_path: Path) -> None:
     assert "must fit" in refusal(peft=tmp_path / "wide")
     assert "does not name it. Give model_base=" in refusal(tmp_path / "wide")
     save_file({"base_model.model.lm_head.weight": torch.zeros(2)}, tmp_path / "wide" / "adapter_model.safetensors")
-    assert "holds base_model.model.lm_head.weight" in refusal(peft=tmp_path / "wide")
+    assert "base_model.model.lm_head.weight" in refusal(peft=tmp_path / "wide")
     (tmp_path / "wide" / "adapter_model.safetensors").unlink()
     assert "is missing" in refusal(peft=tmp_path / "wide")
 
