@@ -30,6 +30,7 @@ from lmms_visual_heads.checkpoints.any_encoding import PROBE_QUESTION, AnyEncode
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
 from lmms_visual_heads.checkpoints.original_config import is_original
+from lmms_visual_heads.checkpoints.processors import check_files
 from lmms_visual_heads.checkpoints.quantization import countable, describe_quantization, quantization_settings
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
 from lmms_visual_heads.errors import VisualHeadsError, first_line
@@ -262,6 +263,7 @@ def _any_config(source: str, revision: str | None) -> Any:
 
 def _any_processor(source: str, revision: str | None) -> Any:
     """The processor as every other wrapper gets it; its image backend is transformers' choice, and is recorded."""
+    check_files(source)
     try:
         processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
     except _PROCESSOR_ERRORS as error:

@@ -282,7 +282,7 @@ def _config(source: str, revision: str | None, stored: dict[str, Any]) -> Any:
     if folder.is_dir():
         _check_type(source, stored)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if folder.is_dir():
             raise VisualHeadsError(

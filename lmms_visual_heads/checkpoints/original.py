@@ -39,6 +39,7 @@ from lmms_visual_heads.checkpoints.original_model import (
     stored_tensors,
 )
 from lmms_visual_heads.checkpoints.original_tower import Tower, find_tower
+from lmms_visual_heads.checkpoints.processors import check_files
 from lmms_visual_heads.errors import VisualHeadsError, first_line
 
 _ARCHITECTURES = {
@@ -244,9 +245,10 @@ def _look_inside(source: str, files: list[Path]) -> tuple[int, bool]:
 
 
 def _tokenizer(source: str, folder: Path) -> Any:
+    check_files(str(folder))
     try:
         # with any other config transformers takes another class, and with it other rules for blanks; with none it warns
-        return AutoTokenizer.from_pretrained(str(folder), config=LlamaConfig())
+        return AutoTokenizer.from_pretrained(str(folder), config=LlamaConfig(), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise VisualHeadsError(
             f"A checkpoint needs its tokenizer files; those of {source} cannot be read ({first_line(error)}). "

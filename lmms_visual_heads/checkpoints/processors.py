@@ -6,6 +6,7 @@ fields that token counting needs; they follow from the model's config.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor
@@ -14,6 +15,35 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from lmms_visual_heads.errors import VisualHeadsError
 
 IMAGE_BACKEND = "pil"
+_TEXT_FILES = (".json", ".jinja", ".model", "vocab.txt", "merges.txt")
+_POINTER = b"version https://git-lfs"
+
+
+def check_files(source: str) -> None:
+    """Refuse a folder in which a file of text or tokenizer is empty, or any file is a Git LFS pointer in the place of its content.
+
+    Such a file is read as if it were not there, and the prompt becomes another one without a word.
+
+    Raises
+    ------
+    VisualHeadsError
+        Naming the file. Nothing is checked where `source` is no folder.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+        text = path.name.endswith(_TEXT_FILES)
+        if text and not path.stat().st_size:
+            raise VisualHeadsError(f"Every file of a checkpoint must be whole; {path} is empty. Copy it again.")
+        if text or path.suffix in (".safetensors", ".bin"):
+            with path.open("rb") as file:
+                pointer = file.read(len(_POINTER)) == _POINTER
+            if pointer:
+                raise VisualHeadsError(
+                    f"Every file of a checkpoint must be whole; {path} is a Git LFS pointer, not the file itself. "
+                    "Fetch the content with: git lfs pull."
+                )
 
 
 def load_processor(source: str, config: Any, revision: str | None) -> Any:
@@ -23,10 +53,15 @@ def load_processor(source: str, config: Any, revision: str | None) -> Any:
     ------
     OSError, ValueError
         As transformers raises them, when processor files are missing or wrong.
+    VisualHeadsError
+        A file that is empty or a Git LFS pointer; no chat template.
     """
-    processor = AutoProcessor.from_pretrained(source, revision=revision, backend=IMAGE_BACKEND)
+    check_files(source)
+    processor = AutoProcessor.from_pretrained(source, revision=revision, backend=IMAGE_BACKEND, trust_remote_code=False)
     if not image_backend(processor.image_processor):
-        processor.image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend=IMAGE_BACKEND)
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, revision=revision, backend=IMAGE_BACKEND, trust_remote_code=False
+        )
     fill_missing_fields(processor, config)
     processor.tokenizer.padding_side = "left"
     return processor
