@@ -375,6 +375,58 @@ def test_an_image_that_changes_during_a_run_is_refused(made: Path) -> None:
         read_image(made, document | {"image": "images/../../secret.jpg"})
 
 
+def test_swapped_images_are_found_out(made: Path) -> None:
+    """Two pictures of one size under each other's names: the checksum that was written is checked when it is read."""
+    documents = {document["image"]: document for document in open_folder(made).documents("obj")}
+    first, second = sorted(documents)[:2]
+    for name, seed in ((first, 1), (second, 2)):
+        (made / name).unlink()
+        (made / name).write_bytes(image_bytes(seed + 100, tuple(documents[name]["image_size"])))
+    with pytest.raises(VisualHeadsError, match=r"is not the image that dataset\.json describes: its checksum differs"):
+        read_image(made, documents[first])
+
+
+def test_only_the_tools_own_unfinished_files_are_removed(questions: str, tmp_path: Path, server: HostileServer) -> None:
+    mine = [tmp_path / "thesis.part", tmp_path / "film" / "scene.part", tmp_path / "film" / "images" / "a.part"]
+    left = [tmp_path / "images" / "1.jpg.part", tmp_path / "questions.jsonl.part"]
+    for path in mine + left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    build_folder(tmp_path, [questions], image_url=server.image_url, patience=QUICK, quiet=True)
+    assert all(path.exists() for path in mine)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_password_in_an_address_is_kept_nowhere(questions: str, tmp_path: Path, server: HostileServer) -> None:
+    secret = server.image_url.replace("http://", "http://anna:geheim@")
+    build_folder(tmp_path, [questions], image_url=secret, patience=QUICK, quiet=True)
+    facts = (tmp_path / "dataset.json").read_text()
+    assert "geheim" not in facts
+    assert "http://***@" in facts
+    for address in (
+        "http://anna:geheim@127.0.0.1:9/{image_id}.jpg",
+        "ftp://anna:geheim@x/{image_id}",
+        "http://a:geheim@x/1.jpg",
+    ):
+        with pytest.raises(VisualHeadsError) as refusal:
+            build_folder(tmp_path / "new", [questions], image_url=address, patience=QUICK, quiet=True)
+        assert "geheim" not in str(refusal.value)
+
+
+def test_the_limit_on_pixels_is_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmms_visual_heads.probe.looktwice import images
+
+    monkeypatch.setattr(images, "LARGEST_PIXELS", 5_000)
+    for size, whole in (((50, 100), True), ((50, 101), False), ((100, 150), False)):
+        path = tmp_path / f"{size[1]}.png"
+        Image.new("RGB", size).save(path)
+        if whole:
+            assert images.check_image(path).size == size
+        else:
+            with pytest.raises(VisualHeadsError, match="of at most 5,000 pixels"):
+                images.check_image(path)
+
+
 def test_the_frame_lies_around_the_box_and_inside_the_image() -> None:
     image = Image.new("RGB", (336, 200), (9, 9, 9))
     drawn = draw_box(image, (50, 60, 100, 90))

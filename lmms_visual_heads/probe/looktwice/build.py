@@ -16,14 +16,28 @@ from typing import Any
 from tqdm import tqdm
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.probe.looktwice.download import PART_SUFFIX, Downloader, Failed, NotThere, Patience
-from lmms_visual_heads.probe.looktwice.folder import ANSWER_FORMATS, IMAGES_FOLDER, write_folder
+from lmms_visual_heads.probe.looktwice.download import (
+    PART_SUFFIX,
+    Downloader,
+    Failed,
+    NotThere,
+    Patience,
+    shown_address,
+)
+from lmms_visual_heads.probe.looktwice.folder import (
+    ANSWER_FORMATS,
+    FACTS_FILE,
+    IMAGES_FOLDER,
+    QUESTIONS_FILE,
+    write_folder,
+)
 from lmms_visual_heads.probe.looktwice.images import ImageFacts, check_image
 from lmms_visual_heads.probe.looktwice.options import with_options
 from lmms_visual_heads.probe.looktwice.reading import Questions, chosen_items, read_questions_files
 from lmms_visual_heads.probe.looktwice.records import Record, RecordProblem, fit_box
 from lmms_visual_heads.probe.looktwice.sources import (
     IMAGE_URL,
+    SOURCE_FOLDER,
     SOURCES,
     ImageSource,
     is_address,
@@ -60,9 +74,17 @@ def _only_run(folder: Path) -> Iterator[None]:
                 raise VisualHeadsError(
                     f"Another run is filling {folder}. Wait for it, or take another --out."
                 ) from error
-        for part in folder.rglob(f"*{PART_SUFFIX}"):
+        for part in _left_behind(folder):
             part.unlink(missing_ok=True)
         yield
+
+
+def _left_behind(folder: Path) -> Iterator[Path]:
+    """Unfinished files of an earlier run: where this tool writes, and nowhere else."""
+    yield from (folder / f"{name}{PART_SUFFIX}" for name in (FACTS_FILE, QUESTIONS_FILE))
+    for place in (IMAGES_FOLDER, SOURCE_FOLDER):
+        if (folder / place).is_dir() and not (folder / place).is_symlink():
+            yield from (path for path in (folder / place).glob(f"*{PART_SUFFIX}") if path.is_file())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -204,12 +226,13 @@ def _source_facts(questions: Sequence[str], paths: Sequence[Path], source: Image
     """What the folder was made from; of local files the name alone, without the machine's folders."""
     files = [
         {
-            "name": SOURCES.get(name, name) if is_address(name) else path.name,
+            "name": shown_address(SOURCES.get(name, name)) if is_address(name) else path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for name, path in zip(questions, paths, strict=True)
     ]
-    return {"questions": files, "images": source.image_url or "a local folder", "cite": list(_CITATIONS)}
+    images = "a local folder" if source.image_url is None else shown_address(source.image_url)
+    return {"questions": files, "images": images, "cite": list(_CITATIONS)}
 
 
 def _counts(read: Questions, n_in_split: int, lines: Sequence[Mapping[str, Any]], summary: Summary) -> dict[str, int]:

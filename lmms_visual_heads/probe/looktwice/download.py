@@ -86,8 +86,20 @@ def check_address(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise VisualHeadsError(f"An address must begin with http:// or https:// and name a server; {url!r} came.")
+        raise VisualHeadsError(
+            f"An address must begin with http:// or https:// and name a server; {shown_address(url)!r} came."
+        )
     return url
+
+
+def shown_address(url: str) -> str:
+    """The address as it may be printed and kept: a name and password in it stand as `***`."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    _, at, server = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"***@{server}").geturl() if at else url
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -179,7 +191,7 @@ class Downloader:
                 failures.append(failure)
         if failures:
             raise failures[0]
-        raise NotThere(f"not on the server ({', '.join(urls)})")
+        raise NotThere(f"not on the server ({', '.join(map(shown_address, urls))})")
 
     def _from_one(self, url: str, target: Path, check: Callable[[Path], Facts], largest: int) -> Facts:
         for attempt in range(self._patience.retries + 1):
@@ -188,7 +200,7 @@ class Downloader:
             except _TryAgain as problem:
                 if attempt == self._patience.retries:
                     times = f"{attempt + 1} attempts, the last one: " if attempt else ""
-                    raise Failed(f"{url}: {times}{problem}", answered=problem.answered) from problem
+                    raise Failed(f"{shown_address(url)}: {times}{problem}", answered=problem.answered) from problem
                 pause = min(self._patience.pause_seconds * 2**attempt, _LONGEST_PAUSE)
                 time.sleep(max(problem.pause, pause * random.uniform(0.5, 1.0)))
         raise AssertionError("the last attempt returns or raises")
@@ -211,7 +223,9 @@ class Downloader:
         except (httpx.ConnectError, httpx.ProxyError) as error:
             raise _TryAgain(f"no connection ({error})", answered=False) from error
         except (httpx.TooManyRedirects, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise Failed(f"{url}: {error}", answered=True) from error
+            raise Failed(
+                f"{shown_address(url)}: {str(error).replace(url, shown_address(url))}", answered=True
+            ) from error
         except httpx.HTTPError as error:
             raise _TryAgain(f"the transfer broke off ({error})") from error
         except OSError as error:
@@ -222,11 +236,11 @@ class Downloader:
     def _judge_status(self, response: httpx.Response, url: str) -> None:
         status = response.status_code
         if status in _NOT_THERE:
-            raise NotThere(url)
+            raise NotThere(shown_address(url))
         if status in _WORTH_ANOTHER_TRY:
             raise _TryAgain(f"the server answered {status}", pause=_retry_after(response))
         if status != 200:
-            raise Failed(f"{url}: the server answered {status}", answered=True)
+            raise Failed(f"{shown_address(url)}: the server answered {status}", answered=True)
 
     def _receive(self, response: httpx.Response, part: Path, largest: int) -> None:
         announced = _announced_length(response)

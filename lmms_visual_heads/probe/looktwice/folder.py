@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def open_folder(folder: str | os.PathLike[str]) -> DataFolder:
         raise VisualHeadsError(
             f"{path / QUESTIONS_FILE} is not the file that {FACTS_FILE} describes. {_AGAIN.format(folder=path)}"
         )
-    scenes = [json.loads(line) for line in content.decode().splitlines()]
+    scenes = [json.loads(line) for line in content.decode().split("\n") if line]
     wrong = []
     for name, known in facts["images"].items():
         image = path / name
@@ -195,13 +196,26 @@ def draw_box(image: Image.Image, box: Sequence[float]) -> Image.Image:
     return drawn
 
 
+def _changed_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=4)
+def _digests(folder: str, changed_at: int) -> dict[str, str]:
+    """SHA-256 of every image of a folder by its name; read once for every state of the facts."""
+    return {name: facts["sha256"] for name, facts in _load_facts(Path(folder))["images"].items()}
+
+
 def read_image(folder: str | os.PathLike[str], document: Mapping[str, Any]) -> Image.Image:
     """The image of a document of `DataFolder.documents`: RGB, with the pointed box where `with_box` is set.
 
     Raises
     ------
     VisualHeadsError
-        If the file is missing, damaged, or of another size than when the folder was made.
+        If the file is missing, damaged, or another one than when the folder was made.
     """
     name = document["image"]
     path = Path(folder) / name
@@ -212,6 +226,10 @@ def read_image(folder: str | os.PathLike[str], document: Mapping[str, Any]) -> I
         width, height = document["image_size"]
         raise VisualHeadsError(
             f"{path} must have {width} x {height} pixels; it has {facts.width} x {facts.height}. {_AGAIN.format(folder=folder)}"
+        )
+    if facts.sha256 != _digests(str(folder), _changed_at(Path(folder) / FACTS_FILE)).get(name):
+        raise VisualHeadsError(
+            f"{path} is not the image that {FACTS_FILE} describes: its checksum differs. {_AGAIN.format(folder=folder)}"
         )
     with Image.open(path) as opened:
         image = opened.convert("RGB")

@@ -51,13 +51,17 @@ def _looks_like_html(content: bytes) -> bool:
 
 @contextmanager
 def _cut_off_images_refused() -> Iterator[None]:
-    """PIL as it is by itself: importing lmms-eval sets it, for the whole process, to fill up cut-off images with grey."""
+    """PIL as it is by itself: importing lmms-eval sets it, for the whole process, to fill up cut-off images with grey.
+
+    PIL's own limit on pixels is ours meanwhile, so that one sentence says one number.
+    """
     with _PIL_SETTING:
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, LARGEST_PIXELS
         try:
             yield
         finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
 def check_image(path: Path, name: str | None = None) -> ImageFacts:

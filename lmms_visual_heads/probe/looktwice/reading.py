@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) > 1 and all(line.lstrip().startswith("{") for _, line in lines[:2]):
             return [_line(path, number, line) for number, line in lines]
         raise VisualHeadsError(f"A JSON file is required; {path} is broken: {error}. Fetch it again.") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.probe.looktwice.download import Downloader, Failed, NotThere, check_address
+from lmms_visual_heads.probe.looktwice.download import Downloader, Failed, NotThere, check_address, shown_address
 from lmms_visual_heads.probe.looktwice.reading import SPLITS, Questions, read_json, read_split
 from lmms_visual_heads.probe.looktwice.records import Record
 
@@ -23,6 +23,8 @@ SOURCES = {
 IMAGE_URL = "https://cs.stanford.edu/people/rak248/{folder}/{image_id}.jpg"
 IMAGE_FOLDERS = ("VG_100K_2", "VG_100K")
 LARGEST_QUESTIONS = 1_000_000_000
+SOURCE_FOLDER = "source"
+"""Folder inside the data folder for fetched question files and lists."""
 _PLACES = ("", *IMAGE_FOLDERS, *(f"vg/{folder}" for folder in IMAGE_FOLDERS), "images")
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -43,10 +45,13 @@ class ImageSource:
             example = self.image_url.format(folder=IMAGE_FOLDERS[0], image_id="1")
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise VisualHeadsError(
-                f"--image-url may have the places {{folder}} and {{image_id}} and no others; {self.image_url!r} came."
+                "--image-url may have the places {folder} and {image_id} and no others; "
+                f"{shown_address(self.image_url)!r} came."
             ) from error
         if "{image_id}" not in self.image_url:
-            raise VisualHeadsError(f"--image-url needs the place {{image_id}}; {self.image_url!r} has none.")
+            raise VisualHeadsError(
+                f"--image-url needs the place {{image_id}}; {shown_address(self.image_url)!r} has none."
+            )
         check_address(example)
 
     def addresses(self, record: Record) -> list[str]:
@@ -91,7 +96,7 @@ def local_or_fetched(name: str, folder: Path, downloader: Downloader) -> Path:
         return Path(url)
     check_address(url)
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    target = folder / "source" / f"{digest}-{Path(url.split('?')[0]).name or 'questions.json'}"
+    target = folder / SOURCE_FOLDER / f"{digest}-{Path(url.split('?')[0]).name or 'questions.json'}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -151,6 +156,6 @@ def split_ids(
     own = next((known for known in SPLITS if file_name.endswith(f"_{known}")), None)
     if own is not None and split not in (None, "all", own):
         raise VisualHeadsError(
-            f"--split {split} came, but {names[0]} holds the {own} split. Name the question file of {split}."
+            f"--split {split} came, but {shown_address(names[0])} holds the {own} split. Name the question file of {split}."
         )
     return own or split or "all", None
