@@ -1,20 +1,23 @@
-# make demo | make test | make check: each sets up what it needs in one environment, .venv, and runs.
+# make demo | make test | make test-lab | make check: each sets up what it needs in one environment, .venv, and runs.
 # Needs: python3 (3.11 or later, with venv), make, git. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS := tests --ignore=tests/lab
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test check zoo clean
+.PHONY: help demo test test-lab check clean
 
 help:
-	@echo "make demo    the whole story on embedded models; the report is demo/report/index.html"
-	@echo "make test    all tests"
-	@echo "make check   ruff and mypy"
-	@echo "make clean   removes the environment and what the commands made"
+	@echo "make demo      the whole story on embedded models; the report is demo/report/index.html"
+	@echo "make test      the product's tests; some of them: make test TESTS=tests/tables"
+	@echo "make test-lab  the laboratory's tests"
+	@echo "make check     ruff and mypy"
+	@echo "make clean     removes the environment and what the commands made"
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -34,7 +37,10 @@ demo: $(VENV)/.installed
 	$(BIN)/visual-heads demo --out demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(PYTEST) $(TESTS)
+
+test-lab: $(VENV)/.installed
+	$(PYTEST) tests/lab
 
 check: $(VENV)/.checkers
 	$(BIN)/ruff check .

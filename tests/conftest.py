@@ -17,4 +17,4 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts the suite in its background ignores Ctrl-C for it, and so would every process that the tests stop by it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.builders.tiny"]
+pytest_plugins = ["tests.builders.tiny", "tests.builders.slowest_first"]
