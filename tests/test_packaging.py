@@ -1,7 +1,9 @@
-"""What gets installed: wheel and sdist hold every room and the task files; the constraints and tokenizers work."""
+"""What gets installed: the wheel holds the product and nothing else, the sdist all that builds it; constraints, tokenizers."""
 
 from __future__ import annotations
 
+import configparser
+import importlib
 import re
 import subprocess
 import sys
@@ -15,24 +17,44 @@ import pytest
 from tests.builders.paths import ROOT
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel and an sdist of the working tree, built without fetching anything."""
-    folder = tmp_path_factory.mktemp("dist")
+def tracked() -> list[str]:
+    """Files of the project: what git knows, and what is new and not ignored."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout to know which files belong to the project")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def built(kind: str, source: Path, out: Path) -> Path:
+    """The file that setuptools builds of `source`, without fetching anything."""
     script = (
         "import os, sys; source, out = sys.argv[1:]; os.chdir(source); from setuptools import build_meta;"
-        "build_meta.build_sdist(out); build_meta.build_wheel(out)"
+        f"build_meta.build_{kind}(out)"
     )
-    source = folder / "source"
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    if tracked.returncode:
-        pytest.skip("needs a git checkout to know which files belong to the project")
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-c", script, str(source), str(folder)], check=True, capture_output=True)
-    return folder
+    done = subprocess.run([sys.executable, "-c", script, str(source), str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = out.iterdir()
+    return file
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist of the working tree."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    return built("sdist", source, out)
+
+
+@pytest.fixture(scope="session")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of what the sdist holds, as pip builds it."""
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    return built("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
 def task_files() -> set[str]:
@@ -49,28 +71,38 @@ def test_every_room_is_listed_as_a_package() -> None:
     assert listed == rooms | {"lmms_visual_heads.tasks"}
 
 
-def test_wheel_and_sdist_hold_the_tasks_the_checkpoints_and_the_templates(distributions: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    (sdist,) = distributions.glob("*.tar.gz")
-    in_wheel = set(zipfile.ZipFile(wheel).namelist())
+def test_the_wheel_holds_the_package_and_the_tasks_and_nothing_else(wheel: Path) -> None:
+    """No laboratory and no tests; every module, template, shipped checkpoint and measurement."""
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = {name for name in tracked() if name.startswith("lmms_visual_heads/")}
+    assert inside == package | {f"lmms_visual_heads/tasks/{name}" for name in task_files()}
+    parts = {"report/templates", "demo/checkpoints", "demo/measurements", "demo/measurements/own", "py.typed"}
+    for part in parts:
+        assert any(name.startswith(f"lmms_visual_heads/{part}") for name in inside), part
+
+
+def test_the_wheel_brings_its_command_and_its_models(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    points = configparser.ConfigParser()
+    points.read_string(archive.read(name).decode())
+    assert dict(points["console_scripts"]) == {"visual-heads": "lmms_visual_heads.cli:main"}
+    assert set(points["lmms_eval.models"]) == {"visual_heads", "visual_heads_hf"}
+    for section in points.sections():
+        for target in points[section].values():
+            module, attribute = target.split(":")
+            assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_the_sdist_holds_what_is_needed_to_build_and_to_test(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
-        in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for name in task_files():
-        assert f"lmms_visual_heads/tasks/{name}" in in_wheel
-        assert f"tasks/{name}" in in_sdist
-    data = [
-        p.relative_to(ROOT)
-        for p in (ROOT / "lmms_visual_heads").rglob("*")
-        if p.suffix in (".safetensors", ".jinja", ".csv")
-    ]
-    assert data
-    for path in data:
-        assert str(path) in in_wheel
-        assert str(path) in in_sdist
+        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    folders = ("lmms_visual_heads/", "tasks/", "tests/", "lab/")
+    assert {name for name in tracked() if name.startswith(folders)} <= inside
+    assert {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "CHANGELOG.md"} <= inside
 
 
-def test_an_installed_wheel_finds_its_tasks(distributions: Path, tmp_path: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
+def test_an_installed_wheel_finds_its_tasks(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     script = "from lmms_visual_heads.harness.plugin import tasks_folder; print(tasks_folder())"
     done = subprocess.run(
@@ -114,7 +146,4 @@ def test_a_tokenizer_model_only_tokenizer_loads(tmp_path: Path) -> None:
 def test_files_that_the_readme_shows_are_in_the_repository() -> None:
     shown = re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / "README.md").read_text())
     assert "reports/demo/report.png" in shown
-    tracked = subprocess.run(["git", "ls-files", *shown], cwd=ROOT, capture_output=True, text=True)
-    if tracked.returncode:
-        pytest.skip("needs a git checkout to know which files belong to the project")
-    assert set(tracked.stdout.split()) == set(shown)
+    assert set(shown) <= set(tracked())

@@ -109,3 +109,13 @@ def test_only_the_harness_knows_lmms_eval() -> None:
     for path in modules():
         if room(path) != "harness":
             assert not {name.split(".")[0] for name in imported(path)} & {"lmms_eval", "lm_eval"}, path
+
+
+@pytest.mark.parametrize("module", ["lmms_visual_heads.cli.fit", "lab.study.run"])
+def test_a_deprecated_name_in_our_own_code_is_an_error(module: str) -> None:
+    """As pyproject.toml has it; in other code it is a warning."""
+    code = "import warnings; warnings.warn('old name', DeprecationWarning, stacklevel=1)"
+    with pytest.raises(DeprecationWarning, match="old name"):
+        exec(code, {"__name__": module})
+    with pytest.warns(DeprecationWarning, match="old name"):
+        exec(code, {"__name__": "elsewhere"})
