@@ -18,7 +18,6 @@ SLOWEST = (
     "tests/prediction/test_references.py",
     "tests/lab/test_study.py",
     "tests/lab/test_capture_cost.py",
-    "tests/lab/test_cross_validation.py",
 )
 """Files that take longest, the longest first; `--durations` tells."""
 

@@ -122,7 +122,7 @@ class TestProtocol:
     def test_copies_inside_a_lineage_do_not_help(self) -> None:
         """Scores drawn apart from the heads: only a leak between copies could predict them."""
         ours, leaky, baseline = [], [], []
-        for seed in range(16):
+        for seed in range(8):
             X, y, lineages = rows(10, per=1, seed=seed, signal=0.0)
             X, y, lineages = np.vstack([X, X]), np.append(y, y), np.append(lineages, lineages)
             names = [f"m{i}" for i in range(len(y))]

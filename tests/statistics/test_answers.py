@@ -57,6 +57,13 @@ def test_logits_that_are_not_numbers_leave_the_distribution_missing() -> None:
     assert json.dumps(asdict(found))
 
 
+def test_what_is_kept_of_every_answer_is_as_much_as_the_tables_say() -> None:
+    found = statistics([float(n) for n in range(50)], answer_token_index=1, n_answer_tokens=3)
+    assert found.top_tokens == tuple(range(49, 29, -1))
+    assert (found.answer_token_index, found.n_answer_tokens) == (1, 3)
+    assert (N_TOP_TOKENS, N_CHARACTERS) == (20, 64)
+
+
 def test_what_is_kept_of_a_text() -> None:
     assert answer_text("  7\nbecause there are seven") == "7"
     assert answer_text("\n\n Yes. ") == "Yes."

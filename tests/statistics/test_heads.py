@@ -96,6 +96,7 @@ def test_equals_slow_twin(case: tuple) -> None:
     found = compute(rows, visual, patches, sinks, region, base)
     assert torch.equal(rows.nan_to_num(), before.nan_to_num()), "inputs are never written to"
     assert tuple(found) == HEAD_STATISTICS
+    assert {value.dtype for value in found.values()} == {torch.float32}
     for h, row in enumerate(rows[0].tolist()):
         for name, expected in slow_twin(row, visual, patches, sinks, region, base).items():
             assert float(found[name][0, h]) == pytest.approx(expected, abs=1e-5, nan_ok=True), name
