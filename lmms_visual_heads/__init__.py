@@ -13,11 +13,29 @@ __version__ = "0.1.0"
 _HOMES = {
     "load_model": "lmms_visual_heads.checkpoints.loading",
     "load_any_model": "lmms_visual_heads.checkpoints.any_model",
+    "read_measurements": "lmms_visual_heads.features.measurements",
+    "read_scores": "lmms_visual_heads.tables",
+    "read_items": "lmms_visual_heads.tables",
+    "read_lineages": "lmms_visual_heads.tables",
     "read_head_table": "lmms_visual_heads.tables",
     "BenchmarkPredictor": "lmms_visual_heads.prediction.predictor",
+    "write_report": "lmms_visual_heads.report.page",
     "VisualHeadsError": "lmms_visual_heads.errors",
 }
-__all__ = ["BenchmarkPredictor", "VisualHeadsError", "load_any_model", "load_model", "read_head_table"]
+"""Public name -> the module that holds it."""
+
+__all__ = [
+    "BenchmarkPredictor",
+    "VisualHeadsError",
+    "load_any_model",
+    "load_model",
+    "read_head_table",
+    "read_items",
+    "read_lineages",
+    "read_measurements",
+    "read_scores",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

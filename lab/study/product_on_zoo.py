@@ -26,7 +26,7 @@ from lab.study.dataset import REPEAT_SUFFIX
 from lab.study.metrics import bootstrap, by_lineage
 from lab.tables import as_product
 from lab.tables.zoo import ZooTables, read_zoo_tables
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction import BenchmarkPredictor
 
 LABELS = (0, 16, 32, 128)
@@ -90,7 +90,7 @@ def without_repeats(zoo: ZooTables) -> ZooTables:
     return zoo.only(zoo.checkpoints["model"][~zoo.checkpoints["lineage"].str.endswith(REPEAT_SUFFIX)])
 
 
-def measured(zoo: ZooTables) -> Measured:
+def measured(zoo: ZooTables) -> Measurements:
     """Answers to the first `PROMPTS` prompts of each benchmark, and the cuts."""
     every = as_product.measured(zoo)
     prompts, replies = ({key: said[:PROMPTS] for key, said in part.items()} for part in (every.prompts, every.replies))

@@ -12,7 +12,7 @@ from lab.tables.zoo import ZooTables
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles
 from lmms_visual_heads.features.evidence_table import EvidenceTable, evidence_of
-from lmms_visual_heads.features.measured import ANSWER_MEANS, Measured
+from lmms_visual_heads.features.measurements import ANSWER_MEANS, Measurements
 from lmms_visual_heads.schema import PROFILE_COLUMNS, SCHEMA_VERSION
 
 
@@ -37,7 +37,7 @@ def head_profiles(zoo: ZooTables) -> HeadProfiles:
     return HeadProfiles(rows[[column.name for column in PROFILE_COLUMNS]].reset_index(drop=True), documents)
 
 
-def measured(zoo: ZooTables, condition: str = "clean") -> Measured:
+def measured(zoo: ZooTables, condition: str = "clean") -> Measurements:
     """Of the tables of a measured zoo, all prompts; the items' confidences stand for the prompts'."""
     answers, items, said, causal = (_rows(frame) for frame in (zoo.answers, zoo.items, zoo.replies, zoo.causal))
     kept = answers[answers["condition"] == condition]
@@ -46,7 +46,7 @@ def measured(zoo: ZooTables, condition: str = "clean") -> Measured:
         (str(row["model"]), str(row["benchmark"])): pd.Series(np.asarray(row["confidence"], dtype=np.float64))
         for row in items[items["condition"] == condition].to_dict("records")
     }
-    return Measured(
+    return Measurements(
         kept[["model", "task", "n_prompts", "accuracy"]].assign(**means).reset_index(drop=True),
         prompts,
         causal[["model", "task", "layer", "head", "kl"]],

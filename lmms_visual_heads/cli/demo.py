@@ -45,12 +45,12 @@ def demo(
     probed = shipped[checkpoint]
     relatives = [name for name, entry in shipped.items() if entry["lineage"] == probed["lineage"]]
 
-    heads, measured = _measure(console, probed, out)
+    measurements = _measure(console, probed, out)
     predictor = _fit(console, shipped, relatives, out)
-    predictions = _predict(console, predictor, heads, measured, out)
+    predictions = _predict(console, predictor, measurements, out)
     results = _score(console, probed, documents, out)
     _compare(console, predictions, results, out)
-    _report(console, heads, measured, predictor, out)
+    _report(console, measurements, predictor, out)
 
 
 def _make_folders(out: Path) -> None:
@@ -87,41 +87,32 @@ def _run(
     return run.results
 
 
-def _measure(console: Any, probed: dict[str, Any], out: Path) -> tuple[Any, Any]:
-    """Head profiles of the probe, and what the checkpoint answered to prompts of the benchmarks."""
+def _measure(console: Any, probed: dict[str, Any], out: Path) -> Any:
+    """Heads on the probe, and what the checkpoint answered to prompts of the benchmarks."""
     from lmms_visual_heads.demo.runs import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.features.measurements import read_measurements
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
     _run(console, probed, PROBE, out, "heads")
     console.rule(f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused, also with heads cut", align="left")
     _run(console, probed, BENCHMARKS, out, "heads", OWN_PROMPTS, **OWN_ARGUMENTS)
-    return read_profiles([out / "heads"]), read_measured([out / "heads"])
+    return read_measurements(out / "heads")
 
 
 def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
-    from lmms_visual_heads.demo.measured import (
-        LINEAGES_FILE,
-        PROFILES_FILE,
-        SCORES_FILE,
-        measured_folder,
-        own_tables,
-    )
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.demo.measured import LINEAGES_FILE, SCORES_FILE, measured_folder
+    from lmms_visual_heads.features.measurements import read_measurements
     from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
     from lmms_visual_heads.tables import read_lineages, read_scores
 
     folder = measured_folder()
     others = [name for name in shipped if name not in relatives]
-    profiles = read_profiles([folder / PROFILES_FILE]).only(others)
     scores = read_scores(folder / SCORES_FILE)
     scores = scores[scores.model.isin(others)]
     lineages = {name: lineage for name, lineage in read_lineages(folder / LINEAGES_FILE).items() if name in others}
     console.rule("3. Fit a predictor on checkpoints with known scores", align="left")
     with console.status("fitting every method, with every group of trainings left out in turn"):
-        predictor = BenchmarkPredictor().fit(profiles, scores, lineages, read_measured(own_tables(folder, others)))
+        predictor = BenchmarkPredictor().fit(read_measurements(folder).only(others), scores, groups=lineages)
     predictor.save(out / "predictor.skops")
     console.print(
         f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings that answered the same prompts; none of "
@@ -131,11 +122,11 @@ def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path)
     return predictor
 
 
-def _predict(console: Any, predictor: Any, heads: Any, measured: Any, out: Path) -> pd.DataFrame:
+def _predict(console: Any, predictor: Any, measurements: Any, out: Path) -> pd.DataFrame:
     from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     console.rule("4. Predict the scores of a checkpoint that it has not seen", align="left")
-    predictions = predictor.predict(heads, measured=measured)
+    predictions = predictor.predict(measurements)
     predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
     for row in predictions.to_dict("records"):
         interval = rf"\[{row['low']:.1f}, {row['high']:.1f}]"
@@ -193,20 +184,12 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
         console.print(f"[yellow]{flag}[/yellow]: {FLAG_WORDS[flag]}", highlight=False)
 
 
-def _report(console: Any, heads: Any, measured: Any, predictor: Any, out: Path) -> None:
-    from lmms_visual_heads.report.page import make_report
-    from lmms_visual_heads.tables import read_scores
+def _report(console: Any, measurements: Any, predictor: Any, out: Path) -> None:
+    from lmms_visual_heads.report.page import write_report
 
     console.rule("7. Report", align="left")
     command = ["visual-heads", "report", "--heads", f"{out}/heads", "--scores", f"{out}/scores.csv"]
     command += ["--predictor", f"{out}/predictor.skops", "--out", f"{out}/report"]
-    made = make_report(
-        out / "report",
-        [heads],
-        read_scores(out / "scores.csv"),
-        predictor,
-        command=command,
-        measured=measured,
-    )
+    made = write_report(out / "report", measurements, out / "scores.csv", predictor, command=command)
     console.print(made.trust.sentence, highlight=False)
     console.print(f"Open [bold]{made.path}[/bold]", soft_wrap=True, highlight=False)

@@ -42,14 +42,14 @@ def estimate(
         visual-heads estimate --heads heads --items logs/new/20260101_120000_samples_pope.jsonl
     """
     from lmms_visual_heads.errors import VisualHeadsError
-    from lmms_visual_heads.features.measured import read_measured
+    from lmms_visual_heads.features.measurements import read_measurements
     from lmms_visual_heads.prediction.inputs import check_items, labelled_items
     from lmms_visual_heads.prediction.prediction_powered import prediction_powered_mean
     from lmms_visual_heads.tables import read_items
 
     if format not in ("table", "csv", "json"):
         raise VisualHeadsError(f"--format must be table, csv or json; {format!r} came.")
-    measured, read = read_measured(heads), read_items(items)
+    measured, read = read_measurements(heads), read_items(items)
     models = sorted({model for model, _ in measured.prompts})
     if not models:
         raise VisualHeadsError(

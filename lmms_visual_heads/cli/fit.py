@@ -53,23 +53,16 @@ def fit(
     from rich.console import Console
     from rich.table import Table
 
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_checkpoints, read_measured
+    from lmms_visual_heads.features.measurements import read_measurements
     from lmms_visual_heads.prediction import BenchmarkPredictor
     from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES
     from lmms_visual_heads.prediction.methods import METHOD_WORDS
-    from lmms_visual_heads.tables import read_items, read_lineages, read_scores
 
-    named = None if lineages is None else read_lineages(lineages)
-    measured = read_measured(heads).with_checkpoints(None if checkpoints is None else read_checkpoints(checkpoints))
-    labelled = None if not items else read_items(items)
-    profiles, known = read_profiles(heads), read_scores(scores)
+    measurements = read_measurements(heads, checkpoints=checkpoints)
     with Console(stderr=True).status("fitting every method, with every group of trainings left out in turn"):
-        predictor = BenchmarkPredictor(level=level).fit(
-            profiles, known, named, measured, None if labelled is None else labelled.frame
-        )
+        predictor = BenchmarkPredictor(level=level).fit(measurements, scores, groups=lineages, items=items or None)
     predictor.save(out)
-    for note in [*predictor.notes_, *(() if labelled is None else labelled.notes)]:
+    for note in predictor.notes_:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     table = Table(title="Mean absolute error on trainings that were left out, in points of 100", box=box.SIMPLE_HEAD)
     table.add_column("benchmark", overflow="fold", min_width=18)

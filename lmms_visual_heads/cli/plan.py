@@ -79,17 +79,16 @@ def plan(
     if predictor is not None:
         fitted = BenchmarkPredictor.load(predictor)
         if heads:
-            from lmms_visual_heads.features import read_profiles
-            from lmms_visual_heads.features.measured import read_measured
+            from lmms_visual_heads.features.measurements import read_measurements
 
-            profiles, measured = read_profiles(heads), read_measured(heads)
-            names = profiles.models if model is None else [model]
-            if len(names) != 1 or names[0] not in profiles.models:
-                there = ", ".join(profiles.models)
+            measurements = read_measurements(heads)
+            names = measurements.models if model is None else [model]
+            if len(names) != 1 or names[0] not in measurements.models:
+                there = ", ".join(measurements.models)
                 raise VisualHeadsError(f"A plan is for one model; --heads has {there}. Choose with --model.")
             labelled = None if not items else read_items(items).frame
-            belief = fitted.beliefs(profiles.only(names), given, measured=measured, items=labelled)[names[0]]
-            told = {task: flops for (name, task), flops in measured.item_flops.items() if name == names[0]}
+            belief = fitted.beliefs(measurements.only(names), known_scores=given, items=labelled)[names[0]]
+            told = {task: flops for (name, task), flops in measurements.item_flops.items() if name == names[0]}
             cost = relative_cost(told, belief.benchmarks)
         else:
             belief = belief_of_predictor(fitted, given)

@@ -57,19 +57,16 @@ def predict(
 
         visual-heads predict predictor.skops --heads heads --known scores.csv --format csv > predictions.csv
     """
-    from lmms_visual_heads.features import read_profiles
-    from lmms_visual_heads.features.measured import read_checkpoints, read_measured
+    from lmms_visual_heads.features.measurements import read_measurements
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.tables import read_items, read_scores
+    from lmms_visual_heads.tables import read_items
 
     fitted = BenchmarkPredictor.load(predictor)
-    profiles = read_profiles(heads)
-    scores = None if known is None else read_scores(known)
-    measured = read_measured(heads).with_checkpoints(None if checkpoints is None else read_checkpoints(checkpoints))
+    measurements = read_measurements(heads, checkpoints=checkpoints)
     labelled = None if not items else read_items(items)
     frame = None if labelled is None else labelled.frame
-    predictions = fitted.predict(profiles, known=scores, force=force, measured=measured, items=frame)
-    notes = [*profiles.notes, *measured.notes, *(() if labelled is None else labelled.notes)]
+    predictions = fitted.predict(measurements, known_scores=known, items=frame, force=force)
+    notes = [*measurements.notes, *(() if labelled is None else labelled.notes)]
     for note in dict.fromkeys([*notes, *(() if frame is None else item_sentences(predictions, frame))]):
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     if form is Format.CSV:

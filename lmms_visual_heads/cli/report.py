@@ -32,34 +32,28 @@ def report(
 
         visual-heads report --heads heads/ --scores scores.csv --predictor predictor.skops --out report
     """
-    from lmms_visual_heads.report.page import make_report, writable_folder
+    from lmms_visual_heads.report.page import writable_folder, write_report
 
     writable_folder(out)
 
-    from lmms_visual_heads.features.profiles import read_profiles
-    from lmms_visual_heads.tables import read_scores
+    from lmms_visual_heads.features.measurements import read_measurements
 
-    profiles = read_profiles(heads)
-    score_table = None if scores is None else read_scores(scores)
-    fitted = measured = None
+    measurements = read_measurements(heads)
+    fitted = None
     command = ["visual-heads", "report", "--heads", *map(str, heads)]
     if scores is not None:
         command += ["--scores", str(scores)]
     if predictor is not None:
-        from lmms_visual_heads.features.measured import read_measured
         from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
 
-        measured = read_measured(heads)
         fitted = BenchmarkPredictor.load(predictor)
         command += ["--predictor", str(predictor)]
     if threshold != 0.1:
         command += ["--threshold", f"{threshold:g}"]
     command += ["--force"] if force else []
     command += ["--out", str(out)]
-    made = make_report(
-        out, [profiles], score_table, fitted, threshold=threshold, command=command, force=force, measured=measured
-    )
-    for note in (*profiles.notes, *made.notes):
+    made = write_report(out, measurements, scores, fitted, threshold=threshold, command=command, force=force)
+    for note in (*measurements.notes, *made.notes):
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     typer.echo(made.path)
     typer.echo(made.headline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmms_visual_heads.features.declared import FEATURE_NAMES, FEATURES, Feature
+from lmms_visual_heads.features.measurements import Measurements, as_measurements, read_measurements
 from lmms_visual_heads.features.profiles import (
     PROFILES_SUFFIX,
     HeadProfiles,
@@ -18,10 +19,13 @@ __all__ = [
     "PROFILES_SUFFIX",
     "Feature",
     "HeadProfiles",
+    "Measurements",
+    "as_measurements",
     "common_tasks",
     "feature_row",
     "feature_table",
     "head_profile",
+    "read_measurements",
     "read_profiles",
     "write_profiles",
 ]

@@ -15,7 +15,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles
 from lmms_visual_heads.features.evidence import BLOCKS
 from lmms_visual_heads.features.evidence_table import EvidenceTable, evidence_of
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction.calibration import ConfidenceMap
 from lmms_visual_heads.prediction.labelled_items import LabelledItems
 from lmms_visual_heads.prediction.methods import METHODS, DeclaredMethod, evidence_columns
@@ -30,7 +30,7 @@ Columns = dict[str, tuple[Array, tuple[str, ...]]]
 def method_columns(
     profiles: HeadProfiles,
     features: pd.DataFrame,
-    measured: Measured,
+    measured: Measurements,
     benchmarks: Sequence[str],
     methods: Sequence[DeclaredMethod] = METHODS,
     agreed: Array | None = None,
@@ -41,7 +41,7 @@ def method_columns(
     ----------
     features : DataFrame [M, F]
         Declared features of the heads on the probe; index: model.
-    measured : Measured
+    measured : Measurements
     agreed : array [M, B] or None
         Agreement with the fitted models' answers (`references.agreement_of`); NaN where there is none.
     """
@@ -63,7 +63,7 @@ def method_columns(
 
 
 def prompt_fingerprints(
-    measured: Measured, models: Sequence[str], benchmarks: Sequence[str]
+    measured: Measurements, models: Sequence[str], benchmarks: Sequence[str]
 ) -> dict[str, dict[int, str]]:
     """Per benchmark, fingerprint of the own prompts by their number.
 
@@ -88,7 +88,7 @@ def prompt_fingerprints(
     return found
 
 
-def prompt_counts(measured: Measured, models: Sequence[str], benchmarks: Sequence[str]) -> Array:
+def prompt_counts(measured: Measurements, models: Sequence[str], benchmarks: Sequence[str]) -> Array:
     """Own prompts behind the answer statistics [M, B]; NaN where there are none."""
     counts = measured.answers.set_index(["model", "task"])["n_prompts"].to_dict()
     return np.array([[float(counts.get((m, b), np.nan)) for b in benchmarks] for m in models]).reshape(
@@ -144,7 +144,7 @@ def check_items(
     return own, notes
 
 
-def labelled_items(items: pd.DataFrame, measured: Measured) -> dict[str, dict[str, LabelledItems]]:
+def labelled_items(items: pd.DataFrame, measured: Measurements) -> dict[str, dict[str, LabelledItems]]:
     """model -> benchmark -> labelled items with their confidences, joined by doc_id.
 
     A task without an answer table has labels alone.
@@ -176,7 +176,7 @@ def labelled_items(items: pd.DataFrame, measured: Measured) -> dict[str, dict[st
 
 
 def confidence_maps(
-    items: pd.DataFrame, measured: Measured, lineages: Mapping[str, str], benchmarks: Sequence[str]
+    items: pd.DataFrame, measured: Measurements, lineages: Mapping[str, str], benchmarks: Sequence[str]
 ) -> dict[str, ConfidenceMap]:
     """Per benchmark the map from confidence to correctness, learnt on the fitted models' own items.
 
@@ -197,7 +197,7 @@ def confidence_maps(
     return maps
 
 
-def _checkpoints(profiles: HeadProfiles, measured: Measured, models: Sequence[str]) -> pd.DataFrame:
+def _checkpoints(profiles: HeadProfiles, measured: Measurements, models: Sequence[str]) -> pd.DataFrame:
     """One row per model: layers and heads from its head table, the rest from what is known of its training."""
     rows = pd.DataFrame({"model": list(models)})
     described = [profiles.metadata_by_model[model]["model"] for model in models]

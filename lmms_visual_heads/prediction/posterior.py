@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from lmms_visual_heads.prediction import flags
-from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES, HIGH, LOW, sampling_interval
+from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES, HIGH, LOW, LeftOutErrors, sampling_interval
 from lmms_visual_heads.prediction.evaluation import in_range
 from lmms_visual_heads.prediction.gaussian_update import Belief, Conditioned, Known, condition_on, residual_correlation
 from lmms_visual_heads.prediction.labelled_items import LabelledItems, Prior, shared_luck_factor, shrunk_direct
@@ -87,6 +87,8 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
         for name, fitted in methods.items()
         if name == PROBE_HEADS.name or has_evidence(rows[name], evidence.columns[name][1])
     }
+    if not usable:
+        return _mean_cell(predictor, evidence, benchmark)
     complete = {name: fitted for name, fitted in usable.items() if not fitted.lacks(rows[name])}
     name = best_method(complete or usable)
     extra = [flags.FEW_LINEAGES] if _n_lineages(predictor, benchmark) < CERTIFIED_LINEAGES else []
@@ -133,6 +135,22 @@ def prior_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str
     size = _error_size(fitted, values) * (1.0 + overshoot)
     cell = Cell(_shown(fitted, name), center, low, high, mean, tuple(extra), size)
     return _fewer_prompts(predictor, evidence, benchmark, name, cell)
+
+
+def _mean_cell(predictor: BenchmarkPredictor, evidence: Evidence, benchmark: str) -> Cell:
+    """The mean of the fitted trainings, for a model of which nothing is known that a fitted method predicts from."""
+    seen = predictor.evaluation_[predictor.evaluation_["benchmark"] == benchmark]
+    residuals = (seen["actual"] - seen["baseline"]).to_numpy(dtype=np.float64)
+    errors = LeftOutErrors(residuals, seen["lineage"].to_numpy(dtype=np.str_))
+    mean = float(predictor.benchmarks_.set_index("benchmark")["mean"].to_dict()[benchmark])
+    low, high = errors.interval(mean, np.full(len(residuals), mean), predictor.level)
+    size = float("inf")
+    if errors.n_lineages > 1:
+        square = float(np.average(residuals**2, weights=lineage_weights(errors.lineages)))
+        size = float(np.sqrt(square * (1 + 1 / errors.n_lineages)))
+    few = [flags.FEW_LINEAGES] if errors.n_lineages < CERTIFIED_LINEAGES else []
+    said = (*few, flags.NO_BETTER, *evidence.world_flags, flags.MISSING)
+    return Cell(MEAN, mean, low, high, mean, said, size)
 
 
 def believe(

@@ -16,14 +16,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.features import HeadProfiles, feature_table
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features import feature_table
+from lmms_visual_heads.features.measurements import Measurements, as_measurements
 from lmms_visual_heads.prediction import flags, inputs, references
 from lmms_visual_heads.prediction.compatibility import World
 from lmms_visual_heads.prediction.evaluation import errors_of
 from lmms_visual_heads.prediction.gaussian_update import Belief
 from lmms_visual_heads.prediction.methods import (
-    AGREEING,
+    AGREEMENT,
     METHOD_WORDS,
     METHODS,
     DeclaredMethod,
@@ -39,7 +39,15 @@ from lmms_visual_heads.prediction.model_selection import (
 )
 from lmms_visual_heads.prediction.posterior import Cell, Evidence, believe
 from lmms_visual_heads.prediction.regressors.ridge import LineageRidge
-from lmms_visual_heads.prediction.training_data import Heads, TrainingSet, as_profiles, training_set
+from lmms_visual_heads.prediction.sources import (
+    MeasurementSource,
+    as_items,
+    as_scores,
+    heads_of,
+    old_fit,
+    old_predict,
+)
+from lmms_visual_heads.prediction.training_data import TrainingSet, training_set
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 from lmms_visual_heads.tables import check_scores
 
@@ -62,6 +70,8 @@ class BenchmarkPredictor(BaseEstimator):
         Tasks whose heads are used; None: the probe tasks that every model has.
     size_factor : float
         Language models more than this many times smaller or larger than the fitted ones are refused.
+    methods : sequence of str or None
+        Names of the declared methods to use; None: all, the best of them chosen per benchmark.
 
     Attributes
     ----------
@@ -90,8 +100,14 @@ class BenchmarkPredictor(BaseEstimator):
 
     Examples
     --------
-    >>> predictor = BenchmarkPredictor().fit(read_profiles("heads"), read_scores("scores.csv"))  # doctest: +SKIP
-    >>> predictor.predict(read_profiles("new.heads.parquet"))  # doctest: +SKIP
+    >>> from lmms_visual_heads import BenchmarkPredictor, read_measurements, read_scores
+    >>> from lmms_visual_heads.demo.measured import measured_folder
+    >>> folder = measured_folder()  # 22 small checkpoints that come with the package
+    >>> predictor = BenchmarkPredictor(methods=("own_answers_free",))
+    >>> predictor.fit(read_measurements(folder), read_scores(folder / "scores.csv"), groups=folder / "lineages.csv")
+    <BenchmarkPredictor fitted on 22 models of 9 trainings for 5 benchmarks>
+    >>> predictor.predict(folder, known_scores=None)[["benchmark", "predicted", "method"]].shape
+    (110, 3)
     """
 
     def __init__(
@@ -101,117 +117,138 @@ class BenchmarkPredictor(BaseEstimator):
         features: Any = None,
         tasks: Any = None,
         size_factor: float = 3.0,
+        methods: Any = None,
     ) -> None:
         self.estimator = estimator
         self.level = level
         self.features = features
         self.tasks = tasks
         self.size_factor = size_factor
+        self.methods = methods
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        if not hasattr(self, "models_"):
+            return str(super().__repr__(N_CHAR_MAX))
+        counts = [len(self.features_), len(set(self.lineages_.values())), len(self.benchmarks_)]
+        models, trainings, benchmarks = (
+            f"{n} {name}{'' if n == 1 else 's'}"
+            for n, name in zip(counts, ("model", "training", "benchmark"), strict=True)
+        )
+        return f"<BenchmarkPredictor fitted on {models} of {trainings} for {benchmarks}>"
+
+    @old_fit
     def fit(
         self,
-        head_profiles: Heads,
-        score_table: pd.DataFrame,
-        lineages: Any = None,
-        measured: Measured | None = None,
-        items: pd.DataFrame | None = None,
+        measurements: MeasurementSource,
+        scores: pd.DataFrame | Path | str,
+        *,
+        groups: Any = None,
+        items: pd.DataFrame | Path | str | None = None,
     ) -> Self:
-        """Fit on the checkpoints that have heads and scores.
+        """Fit on the checkpoints that have measurements and scores.
 
         Parameters
         ----------
-        head_profiles : HeadProfiles, HeadTable, or several of them
-        score_table : DataFrame
-            `schema.SCORE_COLUMNS`.
-        lineages : mapping, DataFrame or None
-            Checkpoints of one training share a lineage; a model that is not named is its own.
-        measured : Measured or None
-            Answers and causal scores of the same checkpoints (`features.measured.read_measured`).
-        items : DataFrame or None
-            `schema.ITEM_COLUMNS` of the same checkpoints: what a confidence is worth on each benchmark.
+        measurements : Measurements, path, or several paths
+            What was measured of M checkpoints; a path is read with `read_measurements`.
+        scores : DataFrame or path
+            Score table (`schema.SCORE_COLUMNS`); a path is read with `read_scores`.
+        groups : mapping, DataFrame, path or None
+            model -> training: checkpoints of one training share one; a model that is not named is its own.
+        items : DataFrame, path or None
+            Item table (`schema.ITEM_COLUMNS`) of the same checkpoints: what a confidence is worth on each benchmark.
+
+        Returns
+        -------
+        BenchmarkPredictor
+            Itself.
 
         Raises
         ------
         VisualHeadsError
-            Too few checkpoints, different queries or data, one model twice with different scores, mixed scales.
+            Too few checkpoints, different queries or data, one model twice with different scores, mixed scales, a method that is
+            not declared.
         """
         if not 0 < self.level < 1:
             raise VisualHeadsError(f"level must lie between 0 and 1; {self.level!r} came. 0.9 means nine of ten.")
         if not self.size_factor >= 1:
             raise VisualHeadsError(f"size_factor must be at least 1; {self.size_factor!r} came.")
-        training = training_set(head_profiles, score_table, lineages, self.tasks, self.features)
-        beside = Measured() if measured is None else measured
+        declared = self._declared_methods()
+        measured, table = as_measurements(measurements), as_scores(scores)
+        training = training_set(heads_of(measured), table, groups, self.tasks, self.features)
         self.world_ = World.of(training.profiles, training.tasks)
         self.features_ = training.features
         self.lineages_ = training.lineages
-        self.notes_ = [*training.notes, *beside.notes]
+        self.notes_ = list(dict.fromkeys([*training.notes, *measured.notes]))
         models, names = list(self.features_.index), [benchmark.name for benchmark in training.benchmarks]
-        self.prompt_fingerprints_ = inputs.prompt_fingerprints(beside, models, names)
-        self._fit_methods(training, beside, check_scores(score_table))
-        counts = inputs.prompt_counts(beside, models, names)
+        self.prompt_fingerprints_ = inputs.prompt_fingerprints(measured, models, names)
+        self._fit_methods(training, measured, check_scores(table), declared)
+        counts = inputs.prompt_counts(measured, models, names)
         self.prompt_counts_ = {
             name: float(np.nanmedian(counts[:, b])) for b, name in enumerate(names) if np.isfinite(counts[:, b]).any()
         }
         self.maps_ = {}
-        if items is not None:
-            own, notes = inputs.check_items(items, models, names)
-            self.maps_ = inputs.confidence_maps(own, beside, self.lineages_, names)
-            self.notes_ += notes
+        labels, notes = as_items(items)
+        if labels is not None:
+            checked, left_out = inputs.check_items(labels, models, names)
+            self.maps_ = inputs.confidence_maps(checked, measured, self.lineages_, names)
+            self.notes_ += [*notes, *left_out]
         return self
 
+    @old_predict
     def predict(
         self,
-        head_profiles: Heads,
-        known: pd.DataFrame | None = None,
+        measurements: MeasurementSource,
+        *,
+        known_scores: pd.DataFrame | Path | str | None = None,
+        items: pd.DataFrame | Path | str | None = None,
         force: bool = False,
-        measured: Measured | None = None,
-        items: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Predicted scores, one row per model and benchmark.
 
         Parameters
         ----------
-        head_profiles : HeadProfiles, HeadTable, or several of them
-        known : DataFrame or None
+        measurements : Measurements, path, or several paths
+            A path is read with `read_measurements`: heads, and the answers and knock-outs beside them.
+        known_scores : DataFrame, path or None
             Score table of scores that are measured already: they stand in the place of predictions, flagged `known`, and move the
             predictions of the other benchmarks.
+        items : DataFrame, path or None
+            Item table: labelled items of fitted benchmarks; they are blended with the prediction.
         force : bool
-            Predict for heads from another world, too; every such row is flagged.
-        measured : Measured or None
-            Answers and causal scores of the models.
-        items : DataFrame or None
-            `schema.ITEM_COLUMNS`: labelled items of fitted benchmarks; they are blended with the prediction.
+            Predict for incompatible heads, too; every such row is flagged.
 
         Returns
         -------
         DataFrame
             `schema.PREDICTION_COLUMNS`; predicted, low, high and baseline in points. A model that was fitted on gets the
-            prediction of the regression that did not see its lineage, flagged `in_training`.
+            prediction of the regression that did not see its training, flagged `in_training`.
 
         Raises
         ------
         VisualHeadsError
-            Heads or prompts from another world without `force`; known scores in another metric or scale than the fitted ones;
+            Incompatible heads or prompts without `force`; known scores in another metric or scale than the fitted ones;
             labels that do not belong to the answers.
         """
         table = []
-        for model, (cells, _) in self._believed(head_profiles, known, force, measured, items).items():
+        for model, (cells, _) in self._believed(measurements, known_scores, items, force).items():
             for benchmark, c in cells.items():
                 said = flags.join_flags(list(c.flags))
                 table.append((model, benchmark, c.center, c.low, c.high, self.level, c.baseline, said, c.method))
         return pd.DataFrame(table, columns=list(PREDICTION_COLUMNS))
 
+    @old_predict
     def beliefs(
         self,
-        head_profiles: Heads,
-        known: pd.DataFrame | None = None,
+        measurements: MeasurementSource,
+        *,
+        known_scores: pd.DataFrame | Path | str | None = None,
+        items: pd.DataFrame | Path | str | None = None,
         force: bool = False,
-        measured: Measured | None = None,
-        items: pd.DataFrame | None = None,
     ) -> dict[str, Belief]:
-        """Per model the joint belief behind `predict`: mean and covariance over the benchmarks, points. Same parameters."""
-        believed = self._believed(head_profiles, known, force, measured, items)
-        return {model: belief for model, (_, belief) in believed.items()}
+        """Per model the joint posterior behind `predict`: mean and covariance over the benchmarks, points. Same parameters."""
+        posterior = self._believed(measurements, known_scores, items, force)
+        return {model: belief for model, (_, belief) in posterior.items()}
 
     def describe(self) -> dict[str, Any]:
         """What the predictor was fitted on, and how well it did: plain values that JSON can hold."""
@@ -250,7 +287,7 @@ class BenchmarkPredictor(BaseEstimator):
         return {str(name): int(size) for name, size in sizes if np.isfinite(size)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the predictor as one file without pickle; see `prediction.storage`."""
+        """Write the predictor as one file without pickle; see `prediction.serialization`."""
         from lmms_visual_heads.prediction.serialization import save_predictor
 
         return save_predictor(self, path)
@@ -268,7 +305,23 @@ class BenchmarkPredictor(BaseEstimator):
 
         return load_predictor(path)
 
-    def _fit_methods(self, training: TrainingSet, measured: Measured, scores: pd.DataFrame) -> None:
+    def _declared_methods(self) -> tuple[DeclaredMethod, ...]:
+        """The methods to fit, in their declared order."""
+        if self.methods is None:
+            return METHODS
+        names = [self.methods] if isinstance(self.methods, str) else list(self.methods)
+        if not names:
+            raise VisualHeadsError("methods must name at least one declared method, or be None for all; none came.")
+        wanted = {method_named(name).name for name in names}
+        return tuple(method for method in METHODS if method.name in wanted)
+
+    def _fit_methods(
+        self,
+        training: TrainingSet,
+        measured: Measurements,
+        scores: pd.DataFrame,
+        declared: tuple[DeclaredMethod, ...],
+    ) -> None:
         models, names = [str(model) for model in training.features.index], [b.name for b in training.benchmarks]
         points, items = np.full((2, len(models), len(names)), np.nan)
         counts = scores.set_index(["model", "benchmark"])["n_items"].astype(float)
@@ -287,17 +340,29 @@ class BenchmarkPredictor(BaseEstimator):
             if not self.votes_:
                 return data
             voting = np.where(np.isin(groups, fold)[:, None], np.nan, points)
-            again = columns_by(references.votes_of(measured, models, names, voting, items), AGREEING)
+            again = columns_by(references.votes_of(measured, models, names, voting, items), agreeing)
             return method_data({**columns, **again}, models, names, points, items, self.lineages_)
 
-        self.votes_ = references.votes_of(measured, models, names, points, items)
-        columns = columns_by(self.votes_, METHODS)
+        agreeing = tuple(method for method in declared if AGREEMENT in method.columns)
+        self.votes_ = references.votes_of(measured, models, names, points, items) if agreeing else {}
+        columns = columns_by(self.votes_, declared)
         data = method_data(columns, models, names, points, items, self.lineages_)
         everyone = {
             name: Rows(tuple(models), points[:, [b]], points[:, b], groups, items[:, b]).take(np.isfinite(points[:, b]))
             for b, name in enumerate(names)
         }
         fitted = fit_methods(data, self.estimator)
+        speechless = [name for name in names if name not in fitted]
+        if len(speechless) == len(names):
+            raise VisualHeadsError(
+                f"A fit needs what its methods predict from; {', '.join(method.name for method in declared)} found it for no "
+                "benchmark. Measure it (answers lie beside the head tables), or fit with other methods."
+            )
+        if speechless:
+            self.notes_.append(
+                f"Left out {', '.join(speechless)}: too few models have what the chosen methods predict from."
+            )
+            everyone = {name: rows for name, rows in everyone.items() if name in fitted}
         self.methods_ = methods_frame(fitted)
         self.models_ = undominated(fitted, {name: header for name, (_, header) in columns.items()})
         self.evaluation_, used = nested_evaluation(data_without, everyone, self.level, self.estimator)
@@ -305,7 +370,11 @@ class BenchmarkPredictor(BaseEstimator):
         self.evaluation_["method"] = [used[key] for key in keys]
         self.errors_ = errors_of(self.evaluation_)
         self.benchmarks_ = pd.DataFrame(
-            [(b.name, b.metric, b.scale, *reference_of(everyone[b.name])) for b in training.benchmarks],
+            [
+                (b.name, b.metric, b.scale, *reference_of(everyone[b.name]))
+                for b in training.benchmarks
+                if b.name in everyone
+            ],
             columns=["benchmark", "metric", "scale", "mean", "between", "n_items"],
         )
 
@@ -314,29 +383,29 @@ class BenchmarkPredictor(BaseEstimator):
 
     def _believed(
         self,
-        head_profiles: Heads,
-        known_scores: pd.DataFrame | None,
+        measurements: MeasurementSource,
+        known_scores: pd.DataFrame | Path | str | None,
+        items: pd.DataFrame | Path | str | None,
         force: bool,
-        measured: Measured | None,
-        items: pd.DataFrame | None,
     ) -> dict[str, tuple[dict[str, Cell], Belief]]:
         check_is_fitted(self, "models_")
-        profiles = as_profiles(head_profiles)
-        beside = Measured() if measured is None else measured
+        beside = as_measurements(measurements)
+        profiles = heads_of(beside)
         flags_of = {name: self.world_.check(profiles, name, self.size_factor, force) for name in profiles.models}
         rows = feature_table(profiles, self.world_.fingerprints)[list(self.features_.columns)]
         models, names = [str(model) for model in rows.index], [str(name) for name in self.benchmarks_["benchmark"]]
         for model in models:
             flags_of[model] += self._other_prompts(beside, model, names, force)
         methods = [method_named(name) for name in dict.fromkeys(self.methods_["method"])]
-        scores = None if known_scores is None else check_scores(known_scores, "the table of known scores")
+        scores = None if known_scores is None else check_scores(as_scores(known_scores), "the table of known scores")
         agreed = references.agreement_of(self.votes_, beside, models, names, self.lineages_)
         columns = inputs.method_columns(profiles, rows, beside, names, methods, agreed)
         counts = inputs.prompt_counts(beside, models, names)
         given = self._known(scores)
         labelled: Mapping[str, Any] = {}
-        if items is not None:
-            labelled = inputs.labelled_items(inputs.check_items(items, models, names)[0], beside)
+        labels, _ = as_items(items)
+        if labels is not None:
+            labelled = inputs.labelled_items(inputs.check_items(labels, models, names)[0], beside)
         believed = {}
         correlations: dict[tuple[str, ...], Any] = {}
         for m, model in enumerate(models):
@@ -356,8 +425,8 @@ class BenchmarkPredictor(BaseEstimator):
             believed[model] = believe(self, evidence, correlations)
         return believed
 
-    def _other_prompts(self, measured: Measured, model: str, names: list[str], force: bool) -> list[str]:
-        """Own prompts must be those of the fitted models.
+    def _other_prompts(self, measured: Measurements, model: str, names: list[str], force: bool) -> list[str]:
+        """Benchmark prompts must be those of the fitted models.
 
         Raises
         ------
@@ -370,7 +439,8 @@ class BenchmarkPredictor(BaseEstimator):
                 if force:
                     return [flags.FORCED_PROBE]
                 raise VisualHeadsError(
-                    f"Own prompts must be those of the fitted models; {model} answered other data of {name} (another fingerprint). "
+                    "Benchmark prompts must be those of the fitted models; "
+                    f"{model} answered other data of {name} (another fingerprint). "
                     "Run the same data, leave its answer table out, or use --force (every row is then flagged)."
                 )
         return []
@@ -404,4 +474,4 @@ def reference_of(rows: Rows) -> tuple[float, float, float]:
     return float(means.mean()), between, float(np.nanmax(rows.items)) if np.isfinite(rows.items).any() else float("nan")
 
 
-__all__ = ["BenchmarkPredictor", "HeadProfiles", "reference_of"]
+__all__ = ["BenchmarkPredictor", "reference_of"]

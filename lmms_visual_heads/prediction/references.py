@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction.agreement import agreement, vote_weights
 
 Array = npt.NDArray[np.float64]
@@ -145,7 +145,7 @@ class Votes:
 
 
 def votes_of(
-    measured: Measured, models: Sequence[str], benchmarks: Sequence[str], points: Array, items: Array
+    measured: Measurements, models: Sequence[str], benchmarks: Sequence[str], points: Array, items: Array
 ) -> dict[str, Votes]:
     """Votes per benchmark of the fitted models that have answers and a score there.
 
@@ -171,7 +171,7 @@ def votes_of(
 
 def agreement_of(
     votes: Mapping[str, Votes],
-    measured: Measured,
+    measured: Measurements,
     models: Sequence[str],
     benchmarks: Sequence[str],
     lineages: Mapping[str, str],

@@ -55,7 +55,23 @@ with _torch_hidden():
 
 FORMAT = "lmms_visual_heads.predictor"
 PREDICTOR_VERSION = 2
-"""Raised when a file's content changes its meaning; newer files are refused by name. 1: one method, the heads on the probe."""
+"""Version of what `save_predictor` writes; newer files are refused by name.
+
+Raise it when a file's content changes its meaning: add what `_build` does for the version before, put a file written by that
+version and its predictions into tests/samples, and a test that it still predicts the same. 1: one method, the heads on the probe.
+2: several methods, votes, confidence maps. A class that moves changes no version: its old path goes into `MOVED`.
+"""
+
+MOVED = {
+    "lmms_visual_heads.prediction.estimators_pooled": "lmms_visual_heads.prediction.regressors.pooled_ridge",
+    "lmms_visual_heads.prediction.estimators_process": "lmms_visual_heads.prediction.regressors.gaussian_process",
+    "lmms_visual_heads.prediction.estimators_trees": "lmms_visual_heads.prediction.regressors.extra_trees",
+    "lmms_visual_heads.prediction.estimators": "lmms_visual_heads.prediction.regressors.partial_least_squares",
+    "lmms_visual_heads.prediction.pooled_forest": "lmms_visual_heads.prediction.regressors.pooled_forest",
+    "lmms_visual_heads.prediction.ridge": "lmms_visual_heads.prediction.regressors.ridge",
+    "lmms_visual_heads.prediction.tree_arrays": "lmms_visual_heads.prediction.regressors.tree_arrays",
+}
+"""Where files of earlier versions say that a class lies -> where it lies now."""
 
 TRUSTED_TYPES = (
     "lmms_visual_heads.prediction.regressors.partial_least_squares.LineagePLS",
@@ -151,7 +167,7 @@ def load_predictor(path: str | os.PathLike[str]) -> BenchmarkPredictor:
         ):
             raise _changed(target, f"{name} does not fit its checksum")
     try:
-        estimators = skops.io.loads(content[_ESTIMATORS], trusted=list(TRUSTED_TYPES))
+        estimators = skops.io.loads(_moved(content[_ESTIMATORS]), trusted=list(TRUSTED_TYPES))
     except UntrustedTypesFoundException as error:
         raise _changed(target, f"it holds types that are not trusted ({error})") from error
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, zipfile.BadZipFile) as error:
@@ -162,12 +178,35 @@ def load_predictor(path: str | os.PathLike[str]) -> BenchmarkPredictor:
         raise _changed(target, f"its parts do not fit together ({type(error).__name__}: {error})") from error
 
 
+def _moved(data: bytes) -> bytes:
+    """Estimators of a file with the paths of today: the names in skops' schema are replaced, nothing else is touched."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(parts["schema.json"])
+
+    def renamed(node: Any) -> Any:
+        if isinstance(node, dict):
+            moved = {key: renamed(value) for key, value in node.items()}
+            if isinstance(moved.get("__module__"), str):
+                moved["__module__"] = MOVED.get(moved["__module__"], moved["__module__"])
+            return moved
+        return [renamed(value) for value in node] if isinstance(node, list) else node
+
+    parts["schema.json"] = json.dumps(renamed(schema)).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
     world = predictor.world_
     return {
         "parameters": {
             "level": predictor.level,
             "size_factor": predictor.size_factor,
+            **({} if predictor.methods is None else {"methods": list(predictor.methods)}),
             "features": None if predictor.features is None else list(predictor.features),
             "tasks": None if predictor.tasks is None else list(predictor.tasks),
         },

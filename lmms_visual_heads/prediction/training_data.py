@@ -4,6 +4,7 @@ What is left out is named."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,10 @@ import pandas as pd
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import FEATURE_NAMES, HeadProfiles, common_tasks, feature_table
-from lmms_visual_heads.tables import HeadTable, check_scores, lineage_of
+from lmms_visual_heads.tables import check_scores, lineage_of, read_lineages
 
 SMALLEST = 3
 """Checkpoints that a benchmark must be known for."""
-
-Heads = HeadProfiles | HeadTable | Iterable[HeadProfiles | HeadTable]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class TrainingSet:
 
 
 def training_set(
-    heads: Heads,
+    profiles: HeadProfiles,
     score_table: pd.DataFrame,
     lineages: Any = None,
     tasks: Iterable[str] | None = None,
@@ -73,7 +72,6 @@ def training_set(
     VisualHeadsError
         When fewer than three checkpoints have both, no benchmark is left, or a feature is unknown or infinite.
     """
-    profiles = as_profiles(heads)
     scores = check_scores(score_table)
     notes = list(profiles.notes)
     both = sorted(set(profiles.models) & set(scores["model"]))
@@ -106,39 +104,12 @@ def training_set(
     return TrainingSet(profiles, chosen, rows, of, benchmarks, notes)
 
 
-def as_profiles(heads: Heads) -> HeadProfiles:
-    """Head profiles out of what people hold in their hands.
-
-    Raises
-    ------
-    VisualHeadsError
-        For anything but head profiles and head tables: a bare frame does not say which probe it comes from.
-    """
-    if isinstance(heads, HeadProfiles):
-        return heads
-    entries = [heads] if isinstance(heads, HeadTable) else heads
-    if isinstance(entries, pd.DataFrame | str | bytes | Mapping) or not isinstance(entries, Iterable):
-        raise VisualHeadsError(
-            f"Head profiles with their metadata are required; a {type(heads).__name__} came. "
-            "Read them with lmms_visual_heads.features.read_profiles(paths)."
-        )
-    several = []
-    for entry in entries:
-        if not isinstance(entry, HeadProfiles | HeadTable):
-            raise VisualHeadsError(
-                f"Head tables or head profiles are required; a {type(entry).__name__} came. Read them with "
-                "read_profiles(paths)."
-            )
-        several.append(entry if isinstance(entry, HeadProfiles) else HeadProfiles.from_tables([entry]))
-    if not several:
-        raise VisualHeadsError("The heads of at least one model are required; none came. Name head tables.")
-    return HeadProfiles.join(several)
-
-
 def as_lineages(lineages: Any) -> dict[str, str]:
-    """model -> lineage out of a mapping, a Series, or a DataFrame with the columns model and lineage."""
+    """model -> lineage out of a path, a mapping, a Series, or a DataFrame with the columns model and lineage."""
     if lineages is None:
         return {}
+    if isinstance(lineages, str | os.PathLike):
+        return read_lineages(lineages)
     if isinstance(lineages, pd.DataFrame):
         if not {"model", "lineage"} <= set(lineages.columns):
             raise VisualHeadsError("Lineages need the columns model and lineage. Write one row per checkpoint.")

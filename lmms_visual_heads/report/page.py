@@ -6,8 +6,9 @@ Every picture stands on a frame, and every frame is written beside the page as `
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,12 +16,16 @@ from typing import Any
 import pandas as pd
 
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.features.measurements import Measurements, as_measurements
 from lmms_visual_heads.features.profiles import HeadProfiles
+from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
+from lmms_visual_heads.prediction.sources import as_scores, heads_of
 from lmms_visual_heads.report import frames, palette, panels, words
 from lmms_visual_heads.report.collection import ReportFrames, build_frames
 from lmms_visual_heads.report.formatting import integer, number, sort_key, text
 from lmms_visual_heads.report.inputs import ReportModel, report_models
 from lmms_visual_heads.report.trust import Trust, is_small, trust
+from lmms_visual_heads.tables import HeadTable
 from lmms_visual_heads.tables.files import write_bytes
 
 PAGE_NAME = "index.html"
@@ -39,19 +44,69 @@ class Report:
     notes: tuple[str, ...]
     n_models: int
 
+    def __fspath__(self) -> str:
+        """The page's path, so that a report can be opened like one."""
+        return str(self.path)
+
 
 def write_report(
     out: str | os.PathLike[str],
-    heads: Iterable[Any],
-    scores: pd.DataFrame | None = None,
+    measurements: Any,
+    scores: pd.DataFrame | str | os.PathLike[str] | None = None,
     predictor: Any | None = None,
     predictions: pd.DataFrame | None = None,
     *,
     threshold: float = frames.DEFAULT_THRESHOLD,
     command: Sequence[str] | None = None,
-) -> Path:
-    """Write `index.html` and `data/*.csv` into the folder `out`, and return the page's path; parameters as `make_report`."""
-    return make_report(out, heads, scores, predictor, predictions, threshold=threshold, command=command).path
+    force: bool = False,
+) -> Report:
+    """Write the page `index.html` and the numbers behind its pictures, `data/*.csv`, and say what the page says.
+
+    Parameters
+    ----------
+    out : path
+        Folder; made if it is not there.
+    measurements : Measurements, path, or several paths
+        What was measured of the models, heads among it; a path is read with `read_measurements`.
+    scores : DataFrame, path or None
+        Score table.
+    predictor : BenchmarkPredictor, path or None
+        Gives its errors on left-out trainings, and predicts the models that it was not fitted on unless `predictions` is given.
+    predictions : DataFrame or None
+        `schema.PREDICTION_COLUMNS`, in points.
+    threshold : float
+        A head whose mean S exceeds this is called a visual head.
+    command : sequence of str or None
+        The command that wrote the page, word by word, to be shown on it.
+    force : bool
+        Predict models that the predictor does not vouch for, too; their rows are flagged.
+
+    Returns
+    -------
+    Report
+        `path` of the page, its first line `headline`, how far to `trust` it, `notes`.
+
+    Raises
+    ------
+    VisualHeadsError
+        When the folder cannot be written (before any work), no heads came, a model came twice, or columns are missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lmms_visual_heads import write_report
+    >>> from lmms_visual_heads.demo.measured import PROFILES_FILE, measured_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = write_report(folder, measured_folder() / PROFILES_FILE)
+    >>> report.path.name, report.n_models
+    ('index.html', 22)
+    """
+    writable_folder(out)
+    heads, beside = _read(measurements)
+    table = as_scores(scores) if scores is not None else None
+    if isinstance(predictor, str | os.PathLike):
+        predictor = BenchmarkPredictor.load(predictor)
+    return _write(out, heads, table, predictor, predictions, threshold, command, force, beside)
 
 
 def make_report(
@@ -61,43 +116,36 @@ def make_report(
     predictor: Any | None = None,
     predictions: pd.DataFrame | None = None,
     *,
-    threshold: float = frames.DEFAULT_THRESHOLD,
-    command: Sequence[str] | None = None,
-    force: bool = False,
     measured: Any | None = None,
+    **settings: Any,
 ) -> Report:
-    """Write the page and say what it says.
+    """Deprecated: `write_report`, which takes heads, answers and knock-outs as one object."""
+    warnings.warn("make_report is now write_report(out, measurements, ...)", DeprecationWarning, stacklevel=2)
+    chosen = {"threshold": frames.DEFAULT_THRESHOLD, "command": None, "force": False, **settings}
+    return _write(out, heads, scores, predictor, predictions, **chosen, measured=measured)
 
-    Parameters
-    ----------
-    out : path
-        Folder; made if it is not there.
-    heads : iterable
-        Head tables or head profiles, one model each (or profiles of several models), in the order of the page.
-    scores : DataFrame or None
-        Score table.
-    predictor : BenchmarkPredictor or None
-        Gives `evaluation_` and `describe()`, and predicts the models that it was not fitted on unless `predictions` is given.
-    predictions : DataFrame or None
-        `schema.PREDICTION_COLUMNS`, in points.
-    threshold : float
-        A head whose mean S exceeds this is called a visual head.
-    command : sequence of str or None
-        The command that wrote the page, word by word, to be shown on it.
-    force : bool
-        Predict models that the predictor does not vouch for, too; their rows are flagged.
-    measured : Measured or None
-        Answers and causal scores of the models, for the predictions.
 
-    Returns
-    -------
-    Report
+def _read(measurements: Any) -> tuple[Iterable[Any], Measurements | None]:
+    """What carries heads, and what was measured beside them."""
+    single = isinstance(measurements, Measurements | HeadProfiles | HeadTable | str | os.PathLike)
+    entries = [measurements] if single else list(measurements)
+    if all(isinstance(entry, Measurements | HeadProfiles | HeadTable | str | os.PathLike) for entry in entries):
+        found = as_measurements(measurements if single else entries)
+        return [heads_of(found)], found
+    return entries, None  # models of the page, as `report_models` knows them
 
-    Raises
-    ------
-    VisualHeadsError
-        When the folder cannot be written (before any work), no heads came, a model came twice, or columns are missing.
-    """
+
+def _write(
+    out: str | os.PathLike[str],
+    heads: Iterable[Any],
+    scores: pd.DataFrame | None,
+    predictor: Any | None,
+    predictions: pd.DataFrame | None,
+    threshold: float,
+    command: Sequence[str] | None,
+    force: bool,
+    measured: Measurements | None,
+) -> Report:
     folder = writable_folder(out)
     models = report_models(heads)
     notes: list[str] = []
@@ -261,8 +309,8 @@ def new_predictions(
     if not new:
         return None
     profiles = HeadProfiles(frames.profile_frame(new), {model.name: model.metadata for model in new})
-    beside = {} if measured is None else {"measured": measured}
-    return predictor.predict(profiles, force=force, **beside)
+    beside = Measurements() if measured is None else measured.only(profiles.models)
+    return predictor.predict(replace(beside, heads=profiles), force=force)
 
 
 def _level(made: ReportFrames, predictor: Any | None) -> float | None:

@@ -35,9 +35,8 @@ class FakePredictor:
     def describe(self) -> dict[str, Any]:
         return self.description
 
-    def predict(self, head_profiles: Any, known: Any = None, force: bool = False) -> pd.DataFrame:
-        frame = getattr(head_profiles, "frame", head_profiles)
-        self.asked = list(dict.fromkeys(frame["model"]))
+    def predict(self, measurements: Any, *, known_scores: Any = None, force: bool = False) -> pd.DataFrame:
+        self.asked = list(dict.fromkeys(measurements.heads.frame["model"]))
         assert self.predictions is not None
         return self.predictions[self.predictions["model"].isin(self.asked)]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lab.measure.shipped import measure
 from lmms_visual_heads.demo.manifest import shipped_checkpoints
-from lmms_visual_heads.features.measured import read_measured
+from lmms_visual_heads.features.measurements import read_measurements
 
 
 def test_probe_benchmarks_and_own_prompts_are_kept_and_not_measured_twice(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_probe_benchmarks_and_own_prompts_are_kept_and_not_measured_twice(tmp_pa
     (results,) = measure({name: entry["path"]}, tmp_path, limit=3)
     assert set(json.loads(results.read_text())["results"]) >= {"vhead_super", "scenes_digit"}
     assert len(pd.read_parquet(tmp_path / "heads" / f"{name}.heads.parquet").doc_id.unique()) == 3
-    own = read_measured([tmp_path / "own"])
+    own = read_measurements([tmp_path / "own"])
     assert own.answers.n_prompts.tolist() == [3] * 5
     assert own.answers[["swap_kl", "blank_kl"]].notna().all(axis=None)
     assert len(own.causal) == 5 * (1 + entry["layers"] + entry["layers"] * entry["heads"])
@@ -28,5 +28,5 @@ def test_probe_benchmarks_and_own_prompts_are_kept_and_not_measured_twice(tmp_pa
     measure({name: entry["path"]}, tmp_path, limit=3)
     assert table.exists()
     assert results.stat().st_mtime_ns == before
-    again = read_measured([tmp_path / "own"])
+    again = read_measurements([tmp_path / "own"])
     pd.testing.assert_frame_equal(again.causal, own.causal)

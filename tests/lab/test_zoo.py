@@ -26,7 +26,7 @@ from lab.zoo.vocabulary import BLANK, build_processor
 from lmms_visual_heads.demo import manifest
 from lmms_visual_heads.demo.measured import OWN_FOLDER, measured_folder
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.features.measured import ANSWER_MEANS, read_measured
+from lmms_visual_heads.features.measurements import ANSWER_MEANS, read_measurements
 from lmms_visual_heads.probe import documents as data
 from lmms_visual_heads.probe.drawing import draw_scene
 from lmms_visual_heads.probe.questions import full_prompt
@@ -344,7 +344,7 @@ def test_lessons_have_the_declared_shapes(processor: LlavaProcessor) -> None:
 def test_every_shipped_checkpoint_has_its_own_answers_and_cuts() -> None:
     """What the demo fits on: the same prompts for all, every head cut, and none of it older than the checkpoints' settings."""
     folder = measured_folder() / OWN_FOLDER
-    measured = read_measured([folder])
+    measured = read_measurements([folder])
     names = {entry["name"] for entry in manifest.shipped_checkpoints()}
     assert set(measured.answers.model) == set(measured.causal.model) == names
     assert len(list(folder.iterdir())) == 2 * len(names)

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.lineages import lineage_weights
 from lmms_visual_heads.prediction.methods import ESTIMATORS
@@ -294,7 +294,7 @@ class Product:
             "swap_kl",
             "blank_kl",
         ]
-        self.measured = Measured(pd.DataFrame(answers, columns=names))
+        self.measured = Measurements(pd.DataFrame(answers, columns=names))
         rows = [(m, b, "exact_match", 1.0, y / 100, 1000, "synthetic") for m, b, _, y in cells]
         self.scores = pd.DataFrame(rows, columns=[c.name for c in SCORE_COLUMNS])
         self.new = self.profiles.only(self.profiles.models[-2:])

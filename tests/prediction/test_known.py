@@ -14,10 +14,11 @@ import pytest
 from scipy.special import expit
 from typer.testing import CliRunner
 
+from lab.tables import as_product
 from lmms_visual_heads.cli import app
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles
-from lmms_visual_heads.features.measured import Measured, answer_means, read_checkpoints, read_measured
+from lmms_visual_heads.features.measurements import Measurements, answer_means, read_checkpoints, read_measurements
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.gaussian_update import Known, condition_on, observed, residual_correlation
 from lmms_visual_heads.prediction.labelled_items import LabelledItems
@@ -26,6 +27,7 @@ from lmms_visual_heads.schema import CAUSAL_SUFFIX, PREDICTION_COLUMNS, SCORE_CO
 from lmms_visual_heads.tables import AnswerTable, AnswerTableWriter, CausalTableWriter, HeadTableWriter, write_scores
 from tests.builders import synthetic
 from tests.builders.paths import SAMPLES
+from tests.builders.zoo import make_zoo
 
 PROMPTS = 60
 SAMPLE = SAMPLES / "predictor_1.skops"
@@ -55,7 +57,7 @@ class Run:
             self.answers.append(AnswerTable.from_frame(pd.concat(parts, ignore_index=True), answered(table.metadata)))
         self.scores = pd.DataFrame(rows, columns=[c.name for c in SCORE_COLUMNS])
         self.profiles = HeadProfiles.from_tables(self.heads.tables)
-        self.measured = Measured.of_tables(self.answers)
+        self.measured = Measurements.of_tables(self.answers)
         self.lineages = self.heads.lineages
         self.new = [name for name in self.profiles.models if f"lineage{lineages - 1}" in name]
         self.old = sorted(set(self.profiles.models) - set(self.new))
@@ -134,7 +136,7 @@ class TestSituations:
         assert fitted.describe()["own_prompts"] == dict.fromkeys(sorted(synthetic.BENCHMARKS), PROMPTS)
 
     def test_fewer_prompts_are_flagged_and_wider(self, run: Run, fitted: BenchmarkPredictor) -> None:
-        few = Measured.of_tables(
+        few = Measurements.of_tables(
             AnswerTable.from_frame(t.frame[t.frame["doc_id"] < 8], few_documents(t.metadata, 8)) for t in run.answers
         )
         new = run.profiles.only(run.new)
@@ -366,6 +368,28 @@ class TestFiles:
         known = made.scores[made.scores["benchmark"] == "scenes_color"]
         assert (old.predict(new, known=known)["flags"] == "known").sum() == 2
 
+    def test_a_file_of_the_second_version_still_predicts_what_it_did(self) -> None:
+        """Every kind of estimator, votes and confidence maps, written when the classes lay elsewhere."""
+        zoo = make_zoo(lineages=13, benchmarks=2, items=48, seed=5)
+        zoo = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["final"]])
+        new = sorted(set(zoo.checkpoints["lineage"]))[:2]
+        fresh = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["lineage"].isin(new)])
+        measurements = replace(as_product.measured(fresh), heads=as_product.head_profiles(fresh))
+        old = BenchmarkPredictor.load(SAMPLES / "predictor_2.skops")
+        used = {name for methods in old.models_.values() for name in methods}
+        assert used == {"probe_heads", "own_answers_curve", "own_agreement", "own_agreement_trees"}
+        assert set(old.maps_) == set(old.votes_) == {"suite_00", "suite_01"}
+        first = fresh.scores[fresh.scores["benchmark"] == fresh.scores["benchmark"].iloc[0]]
+        frames = [
+            old.predict(measurements, known_scores=known).assign(known=known is not None) for known in (None, first)
+        ]
+        expected = pd.read_csv(SAMPLES / "predictor_2.csv", keep_default_na=False)
+        pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True)[list(expected.columns)], expected)
+        for benchmark, methods in old.models_.items():
+            for name, fitted in methods.items():
+                low, high = np.nan_to_num(fitted.low), np.nan_to_num(fitted.high)
+                assert np.isfinite(fitted.model.predict(((low + high) / 2)[None])).all(), (benchmark, name)
+
 
 def typed(*arguments: str | Path) -> tuple[str, str]:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments], catch_exceptions=False)
@@ -401,10 +425,10 @@ class TestCommands:
         return root
 
     def test_from_tables_to_a_plan(self, folder: Path) -> None:
-        measured = read_measured(folder / "heads")
+        measured = read_measurements(folder / "heads")
         assert measured.causal["kl"].round(4).isin([0.5, 0.1, 0.2]).all()
-        assert read_measured([*folder.glob("new/*.heads.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
-        assert read_measured([*folder.glob("new/*.answers.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
+        assert read_measurements([*folder.glob("new/*.heads.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
+        assert read_measurements([*folder.glob("new/*.answers.parquet")]).answers["n_prompts"].tolist() == [PROMPTS] * 3
         assert measured.item_flops[measured.answers["model"].iloc[0], "scenes_color"] > 0
         out, _ = typed(
             "fit", "--heads", folder / "heads", "--scores", folder / "scores.csv", "--lineages", folder / "lineages.csv",
@@ -437,7 +461,7 @@ class TestCommands:
         assert [(row["labels"], row["unlabelled"]) for row in records] == [(24, PROMPTS - 24)]
         assert records[0]["low"] <= records[0]["estimate"] <= records[0]["high"]
         assert "interval is exact" in typed("estimate", "--heads", new, "--items", labels)[0]
-        with pytest.raises(VisualHeadsError, match="Answer tables are required"):
+        with pytest.raises(VisualHeadsError, match="head or answer tables is required"):
             typed("estimate", "--heads", folder / "logs", "--items", labels)
         with pytest.raises(VisualHeadsError, match="--items needs --heads"):
             typed("plan", "--predictor", folder / "p.skops", "--items", folder / "logs")

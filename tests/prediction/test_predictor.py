@@ -350,7 +350,9 @@ class TestBadInput:
     def test_heads_without_metadata_are_refused(
         self, made: synthetic.World, fitted: BenchmarkPredictor, old: HeadProfiles
     ) -> None:
-        with pytest.raises(VisualHeadsError, match="Head profiles with their metadata are required; a DataFrame came"):
+        with pytest.raises(
+            VisualHeadsError, match="Measurements, or paths of head tables, are required; a DataFrame came"
+        ):
             fitted.predict(old.frame)  # type: ignore[arg-type]
         with pytest.raises(VisualHeadsError, match="at least one model are required; none came"):
             fitted.predict([])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from lab.tables import as_product
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.references import Votes, agreement_of, votes_of
 from lmms_visual_heads.prediction.regressors.extra_trees import PooledTrees
@@ -98,11 +98,11 @@ def answer_table(said: list[str | None] | None) -> AnswerTable:
 
 
 def test_replies_of_a_table_are_its_answers_in_lower_case() -> None:
-    replies = Measured.of_tables([answer_table(["Red", None, "7 cats"])]).replies
+    replies = Measurements.of_tables([answer_table(["Red", None, "7 cats"])]).replies
     assert {key: series.to_dict() for key, series in replies.items()} == {("m", "t"): {3: "7 cats", 5: "red"}}
     assert replies["m", "t"].index.tolist() == [3, 5]
-    assert Measured.of_tables([answer_table([None, None, None])]).replies == {}
-    assert Measured.of_tables([answer_table(None)]).replies == {}
+    assert Measurements.of_tables([answer_table([None, None, None])]).replies == {}
+    assert Measurements.of_tables([answer_table(None)]).replies == {}
 
 
 def test_replies_of_a_zoo_are_its_clean_ones_as_text() -> None:
@@ -118,7 +118,7 @@ def test_replies_of_a_zoo_are_its_clean_ones_as_text() -> None:
 
 def test_missing_answers_give_missing_agreement() -> None:
     points = np.array([[90.0], [60.0], [40.0]])
-    measured = Measured(replies={("a", "x"): pd.Series(["1"], index=[0]), ("c", "x"): pd.Series(["1"], index=[0])})
+    measured = Measurements(replies={("a", "x"): pd.Series(["1"], index=[0]), ("c", "x"): pd.Series(["1"], index=[0])})
     found = votes_of(measured, ["a", "c", "d"], ["x"], points, np.full_like(points, 10.0))
     assert set(found) == {"x"}
     assert found["x"].models == ("a", "c")

@@ -16,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.features.measured import Measured
+from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.features.profiles import HeadProfiles, write_profiles
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.flags import FLAG_WORDS
 from lmms_visual_heads.report import figures, page
 from lmms_visual_heads.report.inputs import PLAIN_TASKS, VISUAL_TASKS, report_models
-from lmms_visual_heads.report.page import make_report, write_report
+from lmms_visual_heads.report.page import write_report
 from lmms_visual_heads.report.svg import inline_svg
 from lmms_visual_heads.tables import write_scores
 from tests.builders import synthetic
@@ -95,7 +95,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         evaluation(), {"models": ["zoo/model-00", NASTY], "level": 0.9, "nothing": None, "probe": PROBE}, made
     )
     out = tmp_path_factory.mktemp("full")
-    report = make_report(out, models, scores, predictor, command=["visual-heads", "report", "--heads", "my heads"])
+    report = write_report(out, models, scores, predictor, command=["visual-heads", "report", "--heads", "my heads"])
     html = report.path.read_text(encoding="utf-8")
     frames = page.build_frames(report_models(models), scores, predictor, made)
     return {
@@ -148,7 +148,7 @@ def test_prediction_table_equals_its_frame(full):
 def test_a_flag_of_every_row_is_said_once(tmp_path):
     made = predictions(["a"], flags="few_lineages")
     made.loc[2, "flags"] = "few_lineages;outside_training_range"
-    path = write_report(tmp_path, [profile("a")], None, FakePredictor(evaluation(), {}, made))
+    path = write_report(tmp_path, [profile("a")], None, FakePredictor(evaluation(), {}, made)).path
     text, cells = "".join(Page(path.read_text()).text), Page(path.read_text()).tables["table-predictions"]
     assert text.count("fitted on fewer than 15 separate trainings") == 1
     assert [row[9] for row in cells[1:]] == ["", "", FLAG_WORDS["outside_training_range"], "", ""]
@@ -235,7 +235,7 @@ def test_pictures_follow_dark_mode(full):
 
 def test_the_words_visual_head_come_with_their_threshold(tmp_path):
     models = [profile("a", seed=1), profile("b", 4, 4, seed=2)]
-    path = write_report(tmp_path, models, threshold=0.07)
+    path = write_report(tmp_path, models, threshold=0.07).path
     text = re.sub(r"\s+", " ", "".join(Page(path.read_text()).text))
     assert "A visual head here is one whose mean S exceeds 0.07" in text
     assert text.count("visual heads (S > 0.07)") == 3
@@ -266,14 +266,14 @@ def test_the_run_over_own_prompts_is_named_with_its_extra_passes():
     causal = pd.DataFrame(
         [("a", "pope", -1, -1, 0.1), ("a", "pope", 2, 3, 0.1)], columns=["model", "task", "layer", "head", "kl"]
     )
-    commands = page.words.remake_commands(models, None, True, Measured(answers, causal=causal))
+    commands = page.words.remake_commands(models, None, True, Measurements(answers, causal=causal))
     assert commands[1] == (
         "lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads,control_tasks=mmb+pope,image_control=swap,"
         "knockout=all+heads --tasks mmb,pope --limit 32"
     )
-    plain = page.words.remake_commands(models, None, True, Measured(answers.assign(swap_kl=None, blank_kl=None)))
+    plain = page.words.remake_commands(models, None, True, Measurements(answers.assign(swap_kl=None, blank_kl=None)))
     assert plain[1].endswith("--model_args pretrained=CKPT,heads=heads --tasks mmb,pope --limit 32")
-    assert len(page.words.remake_commands(models, None, True, Measured())) == len(commands) - 1
+    assert len(page.words.remake_commands(models, None, True, Measurements())) == len(commands) - 1
 
 
 def test_what_did_the_work_stands_on_the_page(full, tmp_path):
@@ -288,7 +288,7 @@ def test_what_did_the_work_stands_on_the_page(full, tmp_path):
             "chosen": [True, True, False, False, False],
         }
     )
-    path = write_report(tmp_path, [profile("new/one")], None, predictor, made)
+    path = write_report(tmp_path, [profile("new/one")], None, predictor, made).path
     shown = Page(path.read_text())
     assert [row[1] for row in shown.tables["table-methods"][1:]] == ["1.0", "2.0", "31.0"]
     assert shown.tables["table-methods"][2][4] == BENCHMARKS[1]
@@ -328,7 +328,7 @@ def test_the_first_words_rank_only_what_may_be_ranked(full):
 
 
 def test_everything_again_gives_the_same_bytes(full, tmp_path):
-    again = make_report(
+    again = write_report(
         tmp_path,
         full["models"],
         full["scores"],
@@ -339,7 +339,7 @@ def test_everything_again_gives_the_same_bytes(full, tmp_path):
 
 
 def test_heads_alone_say_what_is_missing_and_which_command_adds_it(tmp_path):
-    path = write_report(tmp_path, [profile("org/model", 3, 4)])
+    path = write_report(tmp_path, [profile("org/model", 3, 4)]).path
     text = "".join(Page(path.read_text()).text)
     assert "The attention heads of org/model spend" in text
     assert "No predictor was given, so no benchmark score is predicted." in text
@@ -359,7 +359,7 @@ def test_heads_alone_say_what_is_missing_and_which_command_adds_it(tmp_path):
 
 def test_scores_without_a_predictor_are_shown_as_they_are(tmp_path):
     scores = scores_of(predictions(["a"]))
-    shown_page = Page(write_report(tmp_path, [profile("a")], scores).read_text())
+    shown_page = Page(write_report(tmp_path, [profile("a")], scores).path.read_text())
     assert shown_page.tables["table-scores"][1] == ["a", *(f"{100 * score:.1f}" for score in scores["score"])]
 
 
@@ -368,7 +368,7 @@ def test_a_refusal_of_the_predictor_is_told_and_the_rest_goes_on(tmp_path):
         def predict(self, head_profiles: Any, known: Any = None, force: bool = False) -> pd.DataFrame:
             raise VisualHeadsError("fitted on other data. Use --force.")
 
-    report = make_report(tmp_path, [profile("a")], None, Refusing(evaluation()))
+    report = write_report(tmp_path, [profile("a")], None, Refusing(evaluation()))
     assert report.notes == ("No score is predicted: fitted on other data. Use --force.",)
     shown_page = Page(report.path.read_text())
     assert "No score is predicted: fitted on other data. Use --force." in shown_page.text
@@ -379,7 +379,7 @@ def test_what_a_head_table_does_not_record_is_a_dash(tmp_path):
     full, bare = profile("a"), profile("b", seed=1)
     full.metadata["tasks"]["vhead_obj"]["fingerprint"] = "0123456789abcdef" * 4
     bare = type(bare)(bare.frame, {"model": {"name": "b"}})
-    shown_page = Page(write_report(tmp_path, [full, bare]).read_text())
+    shown_page = Page(write_report(tmp_path, [full, bare]).path.read_text())
     assert shown_page.tables["table-runs"][2] == ["b", "–", "–", "3", "4", "–", "–", "–", "–"]
     assert shown_page.tables["table-tasks"][2][5] == "0123456789ab…"
     assert shown_page.tables["table-tasks"][4] == ["b", "vhead_general", "256", "–", "–", "–"]
@@ -389,7 +389,7 @@ def test_what_a_head_table_does_not_record_is_a_dash(tmp_path):
 def test_names_that_do_not_meet_are_told(tmp_path):
     made = predictions(["a"])
     scores = scores_of(made).assign(model="another")
-    report = make_report(tmp_path, [profile("a")], scores, FakePredictor(evaluation(), {}, made))
+    report = write_report(tmp_path, [profile("a")], scores, FakePredictor(evaluation(), {}, made))
     assert "The score table has no score of the predicted models (a)" in report.notes[0]
 
 
@@ -403,7 +403,7 @@ def test_what_was_fitted_on_is_told_with_missing_entries_as_dashes(full):
 
 def test_twenty_large_models_stay_small_enough(tmp_path):
     models = [profile(f"m/{i:02d}", 40, 32, seed=i) for i in range(4)]
-    size = write_report(tmp_path, models).stat().st_size
+    size = write_report(tmp_path, models).path.stat().st_size
     assert size / 4 * 40 < 10e6
 
 
@@ -464,7 +464,7 @@ def test_a_real_predictor_and_real_head_tables_make_a_page(tmp_path):
     world = synthetic.world(lineages=7, per_lineage=2, noise=0.02)
     fitted_tables = [table for table in world.tables if world.lineages[table.model] != "lineage6"]
     predictor = BenchmarkPredictor().fit(fitted_tables, world.scores, world.lineages)
-    report = make_report(tmp_path, world.tables, world.scores, predictor)
+    report = write_report(tmp_path, world.tables, world.scores, predictor)
     errors = pd.read_csv(tmp_path / "data" / "errors.csv").set_index("benchmark")
     own = predictor.errors_.set_index("benchmark")
     for name in ("error", "baseline_error", "n_models", "n_lineages"):
@@ -485,10 +485,10 @@ def test_heads_from_another_world_are_refused_on_the_page_and_flagged_when_force
     predictor = BenchmarkPredictor().fit(world.tables, world.scores)
     large = profile("org/seven-billion", 3, 4, parameters=7_000_000_000, tasks=synthetic.TASKS)
     large.metadata["tasks"].update(world.tables[0].metadata["tasks"])
-    report = make_report(tmp_path, [large], None, predictor)
+    report = write_report(tmp_path, [large], None, predictor)
     assert "org/seven-billion is from another world" in report.notes[0]
     assert not (tmp_path / "data" / "predictions.csv").exists()
-    forced = make_report(tmp_path, [large], None, predictor, force=True)
+    forced = write_report(tmp_path, [large], None, predictor, force=True)
     assert forced.notes == ()
     assert "forced for models unlike those fitted: not to be relied on" in forced.headline
     assert "5 small models trained on drawn scenes" in forced.trust.sentence
