@@ -90,11 +90,11 @@ def test_earlier_readers_and_reports_work_and_warn(tmp_path: Path) -> None:
     from lmms_visual_heads.features import measured, measurements
     from lmms_visual_heads.report.page import make_report
 
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="is now"):
         read = measured.read_measured
     with pytest.warns(DeprecationWarning, match="read_measurements"):
         assert read([FOLDER]).heads is None
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="is now"):
         assert measured.Measured is measurements.Measurements
     profiles = read_profiles([FOLDER / PROFILES_FILE])
     with pytest.warns(DeprecationWarning, match="write_report"):
