@@ -119,3 +119,66 @@ def test_a_deprecated_name_in_our_own_code_is_an_error(module: str) -> None:
         exec(code, {"__name__": module})
     with pytest.warns(DeprecationWarning, match="old name"):
         exec(code, {"__name__": "elsewhere"})
+
+
+def imports_of(folder: Path) -> dict[str, set[str]]:
+    """Module -> modules of the same tree that it imports, at the top, under TYPE_CHECKING or inside a function."""
+    names = {name_of(path): path for path in modules(folder)}
+    graph = {}
+    for name, path in names.items():
+        wanted = imported(path)
+        # `from a import b` names a as well as a.b: the package itself counts only where it is asked for its own names.
+        inside = {
+            one
+            for one in wanted
+            if one in names and not any(other in names and other.startswith(f"{one}.") for other in wanted)
+        }
+        graph[name] = inside - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+    reached: dict[str, set[str]] = {}
+
+    def reach(start: str) -> set[str]:
+        if start not in reached:
+            seen, waiting = set(), [start]
+            while waiting:
+                for other in graph[waiting.pop()] - seen:
+                    seen.add(other)
+                    waiting.append(other)
+            reached[start] = seen
+        return reached[start]
+
+    groups = {
+        frozenset(other for other in reach(name) if name in reach(other)) for name in graph if name in reach(name)
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+CIRCLES_LEFT = [
+    [f"lmms_visual_heads.checkpoints.{name}" for name in ("causal", "model", "scoring")],
+    ["lab.capture_cost.real_shapes", "lab.capture_cost.run"],
+    ["lab.score_matrix.page", "lab.score_matrix.score_matrix"],
+]
+"""Must only shrink."""
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, LAB], ids=["product", "laboratory"])
+def test_no_module_imports_itself_through_others(folder: Path) -> None:
+    assert [group for group in circles(imports_of(folder)) if group not in CIRCLES_LEFT] == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in [*modules(), *modules(LAB)]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1 and name != "Training"} == {}

@@ -63,7 +63,7 @@ class CausalGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerMeans:
     """Means over the prompts of one task; NaN where missing. Probability 0..1, KL and entropy in nats."""
 
     confidence: float = float("nan")
@@ -81,7 +81,7 @@ class Evidence:
     ----------
     name, unit, formula, reason : str
     compute : callable
-        `HeadGrid`, `CausalGrid`, `Answers` or a row of the checkpoint table -> number; NaN where it is missing.
+        `HeadGrid`, `CausalGrid`, `AnswerMeans` or a row of the checkpoint table -> number; NaN where it is missing.
     passes : str
         Forward passes per prompt besides the one that every statistic shares: "" none, "swap", "blank", "every" (all heads cut)
         one each, "layers" one per layer, "heads" one per head.
@@ -263,7 +263,7 @@ def evidence_row(block: str, given: Any) -> Array:
     ----------
     block : str
         A name in `BLOCKS`.
-    given : HeadGrid, CausalGrid, Answers, or mapping
+    given : HeadGrid, CausalGrid, AnswerMeans, or mapping
         Heads, causal scores, answers; a row of the checkpoint table for metadata and loss; task -> accuracy for probe_accuracy.
     """
     values = np.array([item.compute(given) for item in BLOCKS[block]], dtype=np.float64)
@@ -285,7 +285,7 @@ def evidence_hash() -> str:
     given: dict[str, Any] = {
         "heads": HeadGrid(*sample),
         "causal": CausalGrid(1.5, sample[1].sum(axis=1), sample[2]),
-        "answers": Answers(0.7, 0.9, 0.4, 2.0, 1.0),
+        "answers": AnswerMeans(0.7, 0.9, 0.4, 2.0, 1.0),
         "metadata": {"parameters": 1e5, "layers": 3, "visual_tokens": 16, "tokens_seen": 1e7, "flops": 1e13},
         "loss": {"training_loss": 1.25},
         "accuracy": dict(zip(PROBE_NAMES, (0.25, 0.5, 0.75), strict=True)),

@@ -14,7 +14,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features.evidence import (
     BLOCKS,
     PROBE_NAMES,
-    Answers,
+    AnswerMeans,
     CausalGrid,
     HeadGrid,
     average,
@@ -164,8 +164,8 @@ def evidence_of(
     )
 
 
-def _answers(row: Mapping[Any, Any]) -> Answers:
-    return Answers(*(_number(row.get(name)) for name in _ANSWER_NAMES))
+def _answers(row: Mapping[Any, Any]) -> AnswerMeans:
+    return AnswerMeans(*(_number(row.get(name)) for name in _ANSWER_NAMES))
 
 
 def _number(value: Any) -> float:

@@ -60,6 +60,13 @@ class Rows:
         return Rows(names, self.X[kept], self.points[kept], self.lineages[kept], self.items[kept])
 
 
+def reference_of(rows: Rows) -> tuple[float, float, float]:
+    """Mean over lineages of one benchmark's scores, their spread between lineages (points), and the most items behind one."""
+    means = pd.Series(rows.points).groupby(rows.lineages).mean()
+    between = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
+    return float(means.mean()), between, float(np.nanmax(rows.items)) if np.isfinite(rows.items).any() else float("nan")
+
+
 @dataclass(frozen=True)
 class FittedMethod:
     """A method fitted for one benchmark.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from lmms_visual_heads.features.measurements import Measurements, as_measurement
 from lmms_visual_heads.prediction import flags, inputs, references
 from lmms_visual_heads.prediction.compatibility import World
 from lmms_visual_heads.prediction.evaluation import errors_of
+from lmms_visual_heads.prediction.fitted import FittedPredictor
 from lmms_visual_heads.prediction.gaussian_update import Belief
 from lmms_visual_heads.prediction.methods import (
     AGREEMENT,
@@ -35,9 +37,10 @@ from lmms_visual_heads.prediction.model_selection import (
     method_data,
     methods_frame,
     nested_evaluation,
+    reference_of,
     undominated,
 )
-from lmms_visual_heads.prediction.posterior import Cell, Evidence, believe
+from lmms_visual_heads.prediction.posterior import Cell, ModelEvidence, believe
 from lmms_visual_heads.prediction.regressors.ridge import LineageRidge
 from lmms_visual_heads.prediction.sources import (
     MeasurementSource,
@@ -281,16 +284,29 @@ class BenchmarkPredictor(BaseEstimator):
         }
 
     @property
+    def fitted_(self) -> FittedPredictor:
+        """What was fitted, as a frozen record."""
+        names = (field.name for field in fields(FittedPredictor) if field.name != "level")
+        return FittedPredictor(**{name: getattr(self, f"{name}_") for name in names}, level=self.level)
+
+    @property
     def populations_(self) -> dict[str, int]:
         """benchmark -> items of the whole benchmark, where the fitted scores say it."""
-        sizes = zip(self.benchmarks_["benchmark"], self.benchmarks_["n_items"], strict=True)
-        return {str(name): int(size) for name, size in sizes if np.isfinite(size)}
+        return self.fitted_.populations
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the predictor as one file without pickle; see `prediction.serialization`."""
+        """Write the predictor as one file without pickle.
+
+        Raises
+        ------
+        VisualHeadsError
+            When the file cannot be written, or the estimator's types are not among those that a file may hold.
+        """
+
+        check_is_fitted(self, "models_")
         from lmms_visual_heads.prediction.serialization import save_predictor
 
-        return save_predictor(self, path)
+        return save_predictor(self.fitted_, self.get_params(deep=False), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BenchmarkPredictor:
@@ -301,9 +317,15 @@ class BenchmarkPredictor(BaseEstimator):
         VisualHeadsError
             No such file, a newer version, or a file that was changed.
         """
+
         from lmms_visual_heads.prediction.serialization import load_predictor
 
-        return load_predictor(path)
+        record, parameters = load_predictor(path)
+        predictor = cls(**parameters)
+        for field in fields(FittedPredictor):
+            if field.name != "level":
+                setattr(predictor, f"{field.name}_", getattr(record, field.name))
+        return predictor
 
     def _declared_methods(self) -> tuple[DeclaredMethod, ...]:
         """The methods to fit, in their declared order."""
@@ -406,10 +428,11 @@ class BenchmarkPredictor(BaseEstimator):
         labels, _ = as_items(items)
         if labels is not None:
             labelled = inputs.labelled_items(inputs.check_items(labels, models, names)[0], beside)
+        record = self.fitted_
         believed = {}
         correlations: dict[tuple[str, ...], Any] = {}
         for m, model in enumerate(models):
-            evidence = Evidence(
+            evidence = ModelEvidence(
                 model,
                 {name: (values[m], header) for name, (values, header) in columns.items()},
                 tuple(flags_of[model]),
@@ -422,7 +445,7 @@ class BenchmarkPredictor(BaseEstimator):
                 {b: score for (own, b), score in given.items() if own == model},
                 labelled.get(model, {}),
             )
-            believed[model] = believe(self, evidence, correlations)
+            believed[model] = believe(record, evidence, correlations)
         return believed
 
     def _other_prompts(self, measured: Measurements, model: str, names: list[str], force: bool) -> list[str]:
@@ -467,11 +490,4 @@ class BenchmarkPredictor(BaseEstimator):
         return given
 
 
-def reference_of(rows: Rows) -> tuple[float, float, float]:
-    """Mean over lineages of one benchmark's scores, their spread between lineages (points), and the most items behind one."""
-    means = pd.Series(rows.points).groupby(rows.lineages).mean()
-    between = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-    return float(means.mean()), between, float(np.nanmax(rows.items)) if np.isfinite(rows.items).any() else float("nan")
-
-
-__all__ = ["BenchmarkPredictor", "reference_of"]
+__all__ = ["BenchmarkPredictor"]

@@ -13,23 +13,23 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils.validation import check_is_fitted
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.prediction.calibration import ConfidenceMap
 from lmms_visual_heads.prediction.compatibility import World
 from lmms_visual_heads.prediction.conformal import LeftOutErrors
 from lmms_visual_heads.prediction.evaluation import BenchmarkModel
+from lmms_visual_heads.prediction.fitted import FittedPredictor
 from lmms_visual_heads.prediction.methods import PROBE_HEADS, method_named
-from lmms_visual_heads.prediction.model_selection import FittedMethod, Rows, methods_frame
-from lmms_visual_heads.prediction.predictor import BenchmarkPredictor, reference_of
+from lmms_visual_heads.prediction.model_selection import FittedMethod, Rows, methods_frame, reference_of
 from lmms_visual_heads.prediction.references import Votes
 from lmms_visual_heads.prediction.regressors.extra_trees import TreesOfBenchmark
 from lmms_visual_heads.tables.files import write_bytes
@@ -66,7 +66,6 @@ MOVED = {
     "lmms_visual_heads.prediction.estimators_pooled": "lmms_visual_heads.prediction.regressors.pooled_ridge",
     "lmms_visual_heads.prediction.estimators_process": "lmms_visual_heads.prediction.regressors.gaussian_process",
     "lmms_visual_heads.prediction.estimators_trees": "lmms_visual_heads.prediction.regressors.extra_trees",
-    "lmms_visual_heads.prediction.estimators": "lmms_visual_heads.prediction.regressors.partial_least_squares",
     "lmms_visual_heads.prediction.pooled_forest": "lmms_visual_heads.prediction.regressors.pooled_forest",
     "lmms_visual_heads.prediction.ridge": "lmms_visual_heads.prediction.regressors.ridge",
     "lmms_visual_heads.prediction.tree_arrays": "lmms_visual_heads.prediction.regressors.tree_arrays",
@@ -74,7 +73,6 @@ MOVED = {
 """Where files of earlier versions say that a class lies -> where it lies now."""
 
 TRUSTED_TYPES = (
-    "lmms_visual_heads.prediction.regressors.partial_least_squares.LineagePLS",
     "lmms_visual_heads.prediction.regressors.pooled_ridge.OneBenchmark",
     "lmms_visual_heads.prediction.regressors.pooled_ridge.PooledBenchmarks",
     "lmms_visual_heads.prediction.regressors.gaussian_process.LineageProcess",
@@ -96,23 +94,22 @@ _FRAMES = ("features_", "evaluation_", "errors_", "benchmarks_", "methods_")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def save_predictor(predictor: BenchmarkPredictor, path: str | os.PathLike[str]) -> Path:
-    """Write a fitted predictor, atomically.
+def save_predictor(record: FittedPredictor, parameters: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write what was fitted, and the predictor's parameters, atomically.
 
     Raises
     ------
     VisualHeadsError
         When the file cannot be written, or the estimator's types are not among the trusted ones.
     """
-    check_is_fitted(predictor, "models_")
     estimators = {
-        "template": predictor.estimator,
+        "template": parameters["estimator"],
         "models": {
             benchmark: {
                 name: {"all": fitted.model.estimator, "left_out": fitted.model.left_out}
                 for name, fitted in methods.items()
             }
-            for benchmark, methods in predictor.models_.items()
+            for benchmark, methods in record.models.items()
         },
     }
     skops_bytes = skops.io.dumps(estimators)
@@ -122,7 +119,7 @@ def save_predictor(predictor: BenchmarkPredictor, path: str | os.PathLike[str]) 
             f"A predictor that is saved may hold scikit-learn estimators only; this one holds {', '.join(untrusted)}. "
             "Fit with another estimator."
         )
-    content = {_PREDICTOR: _to_json(_document(predictor)), _ESTIMATORS: skops_bytes}
+    content = {_PREDICTOR: _to_json(_document(record, parameters)), _ESTIMATORS: skops_bytes}
     manifest = {
         "format": FORMAT,
         "schema_version": PREDICTOR_VERSION,
@@ -135,8 +132,8 @@ def save_predictor(predictor: BenchmarkPredictor, path: str | os.PathLike[str]) 
     return write_bytes(path, buffer.getvalue())
 
 
-def load_predictor(path: str | os.PathLike[str]) -> BenchmarkPredictor:
-    """Read a file written by `save_predictor`.
+def load_predictor(path: str | os.PathLike[str]) -> tuple[FittedPredictor, dict[str, Any]]:
+    """Read a file written by `save_predictor`: what was fitted, and the predictor's parameters.
 
     Raises
     ------
@@ -200,15 +197,13 @@ def _moved(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
-    world = predictor.world_
+def _document(record: FittedPredictor, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    world = record.world
     return {
         "parameters": {
-            "level": predictor.level,
-            "size_factor": predictor.size_factor,
-            **({} if predictor.methods is None else {"methods": list(predictor.methods)}),
-            "features": None if predictor.features is None else list(predictor.features),
-            "tasks": None if predictor.tasks is None else list(predictor.tasks),
+            name: list(value) if isinstance(value, list | tuple) else value
+            for name, value in parameters.items()
+            if name != "estimator" and (name != "methods" or value is not None)
         },
         "world": {
             "query": world.query,
@@ -218,11 +213,11 @@ def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
             "dtypes": list(world.dtypes),
             "image_processors": list(world.image_processors),
         },
-        "lineages": dict(predictor.lineages_),
-        "notes": list(predictor.notes_),
+        "lineages": dict(record.lineages),
+        "notes": list(record.notes),
         "models": {
             benchmark: {name: _method_document(fitted) for name, fitted in methods.items()}
-            for benchmark, methods in predictor.models_.items()
+            for benchmark, methods in record.models.items()
         },
         "maps": {
             name: {
@@ -232,14 +227,14 @@ def _document(predictor: BenchmarkPredictor) -> dict[str, Any]:
                 "slope_std": found.slope_std,
                 "n_models": found.n_models,
             }
-            for name, found in predictor.maps_.items()
+            for name, found in record.maps.items()
         },
         "prompts": {
-            "fingerprints": {name: list(found.items()) for name, found in predictor.prompt_fingerprints_.items()},
-            "counts": dict(predictor.prompt_counts_),
+            "fingerprints": {name: list(found.items()) for name, found in record.prompt_fingerprints.items()},
+            "counts": dict(record.prompt_counts),
         },
-        "votes": {name: votes.document() for name, votes in predictor.votes_.items()},
-        "frames": {name: _frame_document(getattr(predictor, name)) for name in _FRAMES},
+        "votes": {name: votes.document() for name, votes in record.votes.items()},
+        "frames": {name: _frame_document(getattr(record, name.removesuffix("_"))) for name in _FRAMES},
     }
 
 
@@ -257,10 +252,13 @@ def _method_document(fitted: FittedMethod) -> dict[str, Any]:
     }
 
 
-def _build(document: dict[str, Any], estimators: dict[str, Any], version: int) -> BenchmarkPredictor:
-    predictor = BenchmarkPredictor(estimator=estimators["template"], **document["parameters"])
+def _build(
+    document: dict[str, Any], estimators: dict[str, Any], version: int
+) -> tuple[FittedPredictor, dict[str, Any]]:
+    parameters = {"estimator": estimators["template"], **document["parameters"]}
+    parts = SimpleNamespace(level=float(parameters["level"]))
     world = document["world"]
-    predictor.world_ = World(
+    parts.world = World(
         query=world["query"],
         fingerprints=world["fingerprints"],
         n_documents=world["n_documents"],
@@ -268,35 +266,36 @@ def _build(document: dict[str, Any], estimators: dict[str, Any], version: int) -
         dtypes=tuple(world["dtypes"]),
         image_processors=tuple(world["image_processors"]),
     )
-    predictor.lineages_ = dict(document["lineages"])
-    predictor.notes_ = list(document["notes"])
+    parts.lineages = dict(document["lineages"])
+    parts.notes = list(document["notes"])
     for name in _FRAMES:
         if name in document["frames"]:
-            setattr(predictor, name, _frame(document["frames"][name]))
+            setattr(parts, name.removesuffix("_"), _frame(document["frames"][name]))
     if version == 1:
-        document, estimators = _of_version_1(predictor, document, estimators)
-    predictor.models_ = {
+        document, estimators = _of_version_1(parts, document, estimators)
+    parts.models = {
         benchmark: {name: _method(part, estimators["models"][benchmark][name]) for name, part in methods.items()}
         for benchmark, methods in document["models"].items()
     }
     if version == 1:
-        predictor.methods_ = methods_frame(predictor.models_)
-    predictor.maps_ = {
+        parts.methods = methods_frame(parts.models)
+    parts.maps = {
         name: ConfidenceMap(
             tuple(part["knots"]), tuple(part["values"]), part["slope"], part["slope_std"], part["n_models"]
         )
         for name, part in document["maps"].items()
     }
-    predictor.prompt_fingerprints_ = {
+    parts.prompt_fingerprints = {
         name: {int(number): str(fingerprint) for number, fingerprint in found}
         for name, found in document["prompts"]["fingerprints"].items()
     }
     # Files of version 2 that are older than votes have none.
-    predictor.votes_ = {name: Votes.of_document(part) for name, part in document.get("votes", {}).items()}
-    predictor.prompt_counts_ = {name: float(count) for name, count in document["prompts"]["counts"].items()}
-    predictor.benchmarks_ = predictor.benchmarks_.astype({"mean": float, "between": float, "n_items": float})
-    _check(predictor)
-    return predictor
+    parts.votes = {name: Votes.of_document(part) for name, part in document.get("votes", {}).items()}
+    parts.prompt_counts = {name: float(count) for name, count in document["prompts"]["counts"].items()}
+    parts.benchmarks = parts.benchmarks.astype({"mean": float, "between": float, "n_items": float})
+    record = FittedPredictor(**vars(parts))
+    _check(record)
+    return record, parameters
 
 
 def _method(part: dict[str, Any], estimators: dict[str, Any]) -> FittedMethod:
@@ -318,14 +317,12 @@ def _method(part: dict[str, Any], estimators: dict[str, Any]) -> FittedMethod:
 
 
 def _of_version_1(
-    predictor: BenchmarkPredictor, document: dict[str, Any], estimators: dict[str, Any]
+    parts: SimpleNamespace, document: dict[str, Any], estimators: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first version had the heads on the probe only; what is told of its benchmarks now stands in its evaluation."""
-    low, high = (
-        _numbers(values.to_numpy(dtype=float)) for values in (predictor.features_.min(), predictor.features_.max())
-    )
-    evaluation, errors = predictor.evaluation_, predictor.errors_.set_index("benchmark")
-    predictor.evaluation_ = evaluation.assign(method=PROBE_HEADS.name)
+    low, high = (_numbers(values.to_numpy(dtype=float)) for values in (parts.features.min(), parts.features.max()))
+    evaluation, errors = parts.evaluation, parts.errors.set_index("benchmark")
+    parts.evaluation = evaluation.assign(method=PROBE_HEADS.name)
     models: dict[str, Any] = {}
     references = []
     for benchmark, part in document["models"].items():
@@ -339,22 +336,22 @@ def _of_version_1(
         points = rows["actual"].to_numpy(dtype=float)
         references.append((benchmark, *reference_of(Rows(tuple(names), unknown[:, None], points, lineages, unknown))))
     told = pd.DataFrame(references, columns=["benchmark", "mean", "between", "n_items"])
-    predictor.benchmarks_ = predictor.benchmarks_.merge(told, on="benchmark", how="left")
+    parts.benchmarks = parts.benchmarks.merge(told, on="benchmark", how="left")
     wrapped = {benchmark: {PROBE_HEADS.name: found} for benchmark, found in estimators["models"].items()}
     added = {"models": models, "maps": {}, "prompts": {"fingerprints": {}, "counts": {}}}
     return {**document, **added}, {**estimators, "models": wrapped}
 
 
-def _check(predictor: BenchmarkPredictor) -> None:
+def _check(record: FittedPredictor) -> None:
     """The parts belong together: every benchmark has its models, and every model takes the columns of its method."""
-    if set(predictor.models_) != set(predictor.benchmarks_["benchmark"]) or set(predictor.errors_["benchmark"]) != set(
-        predictor.models_
+    if set(record.models) != set(record.benchmarks["benchmark"]) or set(record.errors["benchmark"]) != set(
+        record.models
     ):
         raise ValueError("the benchmarks differ")
-    stored = {name for methods in predictor.models_.values() for name in methods}
-    if (set(predictor.evaluation_["method"]) | stored) - set(predictor.methods_["method"]):
+    stored = {name for methods in record.models.values() for name in methods}
+    if (set(record.evaluation["method"]) | stored) - set(record.methods["method"]):
         raise ValueError("the methods differ")
-    for methods in predictor.models_.values():
+    for methods in record.models.values():
         for name, fitted in methods.items():
             method_named(name)
             known = set(fitted.model.left_out)
@@ -362,7 +359,7 @@ def _check(predictor: BenchmarkPredictor) -> None:
                 fitted.model.estimator.pooled.check_trees()
             elif not set(fitted.model.errors.lineages) <= known:
                 raise ValueError("the lineages differ")
-            n_features = len(predictor.features_.columns) if name == PROBE_HEADS.name else len(fitted.low)
+            n_features = len(record.features.columns) if name == PROBE_HEADS.name else len(fitted.low)
             for estimator in (fitted.model.estimator, *fitted.model.left_out.values()):
                 if len(fitted.low) != n_features or getattr(estimator, "n_features_in_", n_features) != n_features:
                     raise ValueError("the numbers of features differ")

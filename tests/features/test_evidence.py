@@ -10,7 +10,14 @@ from lab.tables.as_product import evidence_table
 from lab.tables.zoo import ZooTables
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import evidence
-from lmms_visual_heads.features.evidence import BLOCKS, Answers, CausalGrid, HeadGrid, evidence_hash, evidence_row
+from lmms_visual_heads.features.evidence import (
+    BLOCKS,
+    AnswerMeans,
+    CausalGrid,
+    HeadGrid,
+    evidence_hash,
+    evidence_row,
+)
 from lmms_visual_heads.features.evidence_table import EvidenceTable, evidence_of
 from lmms_visual_heads.features.rows import feature_row
 from tests.builders.zoo import make_zoo
@@ -59,7 +66,7 @@ def test_cuts_and_answers_equal_their_twins() -> None:
     assert found["head_kl_mean"] == pytest.approx(np.log(heads.mean() + 0.01))
     assert found["head_kl_evenness"] == pytest.approx(np.exp(-(share * np.log(share)).sum()) / 6)
     assert found["head_kl_depth"] == pytest.approx(heads[1].sum() / heads.sum())
-    answers = named("own_answers", Answers(0.8, 0.5, 0.3, 1.0, 0.0))
+    answers = named("own_answers", AnswerMeans(0.8, 0.5, 0.3, 1.0, 0.0))
     assert answers["confidence"] == pytest.approx(np.log(4))
     assert answers["swap_kl"] == pytest.approx(np.log(1.01))
     assert answers["blank_kl"] == pytest.approx(np.log(0.01))
@@ -67,7 +74,7 @@ def test_cuts_and_answers_equal_their_twins() -> None:
 
 
 def test_missing_is_missing_and_never_a_number() -> None:
-    assert np.isnan(evidence_row("own_answers", Answers())).all()
+    assert np.isnan(evidence_row("own_answers", AnswerMeans())).all()
     nothing = np.full((2, 2), np.nan)
     assert np.isnan(evidence_row("own_heads", HeadGrid(*[nothing] * 8))).all()
     assert np.isnan(evidence_row("own_causal", CausalGrid(np.nan, nothing[0], nothing))).all()

@@ -1,4 +1,4 @@
-"""Partial least squares, the Gaussian process and the pooled regression: scikit-learn's checks, slow twins, lineages, bad input."""
+"""The Gaussian process and the pooled regression: scikit-learn's checks, slow twins, lineages, bad input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from lmms_visual_heads.prediction import LineageRidge
 from lmms_visual_heads.prediction.lineages import lineage_weights
 from lmms_visual_heads.prediction.regressors.gaussian_process import LineageProcess, _kernel, _mean_left_out
-from lmms_visual_heads.prediction.regressors.partial_least_squares import LineagePLS, coefficient_paths
 from lmms_visual_heads.prediction.regressors.pooled_ridge import OneBenchmark, PooledBenchmarks, _Parts
 from tests.prediction.test_ridge_and_protocol import rows
 
-REGRESSORS = [LineageRidge, LineagePLS, LineageProcess, PooledBenchmarks]
+REGRESSORS = [LineageRidge, LineageProcess, PooledBenchmarks]
 
 
-@parametrize_with_checks([LineagePLS(max_components=2), LineageProcess(), PooledBenchmarks(link="identity")])
+@parametrize_with_checks([LineageProcess(), PooledBenchmarks(link="identity")])
 def test_scikit_learn_accepts_them(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -86,7 +85,6 @@ class TestAll:
     @pytest.mark.parametrize(
         ("model", "words"),
         [
-            (LineagePLS(max_components=0), "max_components must be at least 1"),
             (LineageProcess(lengths=()), "lengths and noises must be positive"),
             (LineageProcess(margin=1.5), "margin must lie"),
             (PooledBenchmarks(penalties=(0,)), "penalties and shrinkages must be positive"),
@@ -97,30 +95,6 @@ class TestAll:
     def test_parameters_are_checked_in_fit(self, model: Any, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             model.fit([[0.0], [1.0]], [0.0, 1.0])
-
-
-def slow_pls(z: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """Weighted partial least squares: the regression on the Krylov space of X'WX and X'Wy (Helland 1988)."""
-    square, cross = z.T @ (weights[:, None] * z), z.T @ (weights * y)
-    space = [cross]
-    for _ in range(count - 1):
-        space.append(square @ space[-1])
-    basis = np.linalg.qr(np.array(space).T)[0]
-    return basis @ np.linalg.solve(basis.T @ square @ basis, basis.T @ cross)
-
-
-class TestPLS:
-    @pytest.mark.parametrize("seed", range(4))
-    def test_paths_equal_the_krylov_form(self, seed: int) -> None:
-        random = np.random.default_rng(seed)
-        z, y, weights = random.normal(size=(15, 5)), random.normal(size=15), random.uniform(0.3, 1, 15)
-        for count, path in enumerate(coefficient_paths(z, y, weights, 4)[1:], start=1):
-            np.testing.assert_allclose(path, slow_pls(z, y, weights, count), rtol=1e-5, atol=1e-8)
-
-    def test_a_target_that_is_used_up_has_no_further_component(self) -> None:
-        z = np.random.default_rng(0).normal(size=(12, 3))
-        assert len(coefficient_paths(z, np.zeros(12), np.ones(12), 3)) == 1
-        assert len(coefficient_paths(z[:, :1], z[:, 0], np.ones(12), 3)) == 2
 
 
 class TestProcess:

@@ -127,6 +127,11 @@ class LineageProcess(StandardisedFeatures, RegressorMixin, BaseEstimator):
             ).fit(z, centred)
         return self
 
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether nothing was found in the features, so that the mean is predicted."""
+        return self.process_ is None
+
     @overload
     def predict(self, X: npt.ArrayLike, return_std: Literal[False] = False) -> Array: ...
 

@@ -126,6 +126,11 @@ class PooledBenchmarks(StandardisedFeatures, RegressorMixin, BaseEstimator):
         self.coef_, self.offsets_, self.intercept_ = beta[: z.shape[1]], beta[z.shape[1] : -1], float(beta[-1])
         return self
 
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether nothing was found in the features, so that the mean is predicted."""
+        return bool(self.penalty_ == np.inf)
+
     def predict(self, X: npt.ArrayLike, benchmarks: npt.ArrayLike | None = None) -> Array:
         """Predictions [n] in points; without a benchmark's name, or with one never seen, by the common intercept."""
         z = self._new_rows(X, self.reach)
@@ -201,6 +206,11 @@ class OneBenchmark:
     def n_features_in_(self) -> int:
         """Columns that it takes."""
         return int(self.pooled.n_features_in_)
+
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether nothing was found in the features, so that the mean is predicted."""
+        return self.pooled.predicts_mean
 
     def predict(self, X: npt.ArrayLike) -> Array:
         """Points, shape [n]."""

@@ -103,6 +103,11 @@ class LineageRidge(StandardisedFeatures, RegressorMixin, BaseEstimator):
             self.coef_ = np.zeros(z.shape[1])
         return self
 
+    @property
+    def predicts_mean(self) -> bool:
+        """Whether nothing was found in the features, so that the mean is predicted."""
+        return bool(self.penalty_ == np.inf)
+
     def predict(self, X: npt.ArrayLike) -> Array:
         """Predictions for the rows of `X`, shape [n]; missing features count as the training mean."""
         z = self._new_rows(X, self.reach)
