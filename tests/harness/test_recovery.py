@@ -134,21 +134,32 @@ def start(checkpoint: Path, heads: Path, deadly: int = 0, processes: int = 1) ->
     return subprocess.run(words, env=environment, cwd=heads.parent, capture_output=True, text=True, timeout=600)
 
 
+def undisturbed_run(checkpoint: Path, heads: Path) -> None:
+    """The script in this process, which has what a start costs behind it; it ends as any run does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["script.py", str(checkpoint), str(heads), "0"])
+        for name in ("FLUSH_SECONDS", "MOST_CHUNKS"):  # the script sets them
+            patched.setattr(journal, name, getattr(journal, name))
+        exec(compile(SCRIPT, "script.py", "exec"), {"__name__": "__main__"})
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of the script's run in one process that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed") / "heads"
-    assert start(tiny("llava-llama"), folder).returncode == 0
+    undisturbed_run(tiny("llava-llama"), folder)
     return folder
 
 
-def test_kill_minus_nine_costs_the_last_chunk_and_nothing_else(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
+def test_kill_minus_nine_costs_the_last_chunk_and_nothing_else(
+    tiny: Tiny, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed twice, with chunks merged in between."""
     for deadly in (7, 6):
         assert start(tiny("llava-llama"), tmp_path / "killed", deadly).returncode == -signal.SIGKILL
         assert not list((tmp_path / "killed").glob("*.parquet"))
-    done = start(tiny("llava-llama"), tmp_path / "killed")
-    assert "going on from an unfinished run: 11 documents" in " ".join(done.stderr.split())
+    undisturbed_run(tiny("llava-llama"), tmp_path / "killed")
+    assert "going on from an unfinished run: 11 documents" in " ".join(capsys.readouterr().err.split())
     assert_same_tables(tmp_path / "killed", undisturbed)
 
 
@@ -161,12 +172,12 @@ def test_two_processes_leave_the_table_of_one(tiny: Tiny, tmp_path: Path, undist
 
 
 def test_a_process_that_dies_ends_the_run_and_what_it_measured_is_kept(
-    tiny: Tiny, tmp_path: Path, undisturbed: Path
+    tiny: Tiny, tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert start(tiny("llava-llama"), tmp_path / "two", deadly=4, processes=2).returncode != 0
     assert not list((tmp_path / "two").glob("*.parquet"))
-    done = start(tiny("llava-llama"), tmp_path / "two")
-    assert "going on from an unfinished run" in " ".join(done.stderr.split())
+    undisturbed_run(tiny("llava-llama"), tmp_path / "two")
+    assert "going on from an unfinished run" in " ".join(capsys.readouterr().err.split())
     assert_same_tables(tmp_path / "two", undisturbed)
 
 

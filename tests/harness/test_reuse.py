@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from lmms_visual_heads.tables import read_head_table
 from tests.builders.lmms_tasks import COLOURS, InlineTask, answers, picture, run
 
 Tiny = Callable[[str], Path]
+Measured = tuple[Any, pd.DataFrame, pd.DataFrame]
+"""Answers, head table and answer table of one run."""
 
 
 def asked(n_pictures: int, words: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -48,10 +51,7 @@ def tasks() -> list[InlineTask]:
     ]
 
 
-def measured(
-    tiny: Tiny, folder: Path, kind: str = "llava-llama", **arguments: Any
-) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
-    """Answers, head table and answer table of one run."""
+def measured(tiny: Tiny, folder: Path, kind: str = "llava-llama", **arguments: Any) -> Measured:
     given_ = {"pretrained": str(tiny(kind)), "heads": str(folder), "capture_tasks": "*", "model_name": "m", **arguments}
     results = run(VisualHeadsLlava(**given_), tasks())
     (heads,) = folder.glob(f"*{HEADS_SUFFIX}")
@@ -73,10 +73,23 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.fixture(scope="module")
+def apart_of(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
+    """The run without reuse, one document at a time, of a kind of model."""
+
+    @cache
+    def apart(kind: str) -> Measured:
+        return measured(tiny, tmp_path_factory.mktemp("apart"), kind, reuse_prefix="false", batch_size=1)
+
+    return apart
+
+
 @pytest.mark.parametrize("kind", ["llava-llama", "llavanext-mistral", "llava-mistral-window"])
 @pytest.mark.parametrize("batch_size", [1, 4, "auto"])
-def test_reuse_changes_no_answer_and_no_number(tiny: Tiny, tmp_path: Path, kind: str, batch_size: Any) -> None:
-    apart = measured(tiny, tmp_path / "apart", kind, reuse_prefix="false", batch_size=1)
+def test_reuse_changes_no_answer_and_no_number(
+    tiny: Tiny, tmp_path: Path, apart_of: Callable[[str], Measured], kind: str, batch_size: Any
+) -> None:
+    apart = apart_of(kind)
     reused = measured(tiny, tmp_path / "reused", kind, batch_size=batch_size)
     assert_same(apart[0], reused[0])
     for one, other in zip(apart[1:], reused[1:], strict=True):
