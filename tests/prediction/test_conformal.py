@@ -46,6 +46,11 @@ class TestInterval:
         wide = LeftOutErrors(residuals, lineages).interval(50.0, np.array([20.0, 50.0, 50.0, 90.0]), 0.9)
         assert wide == (pytest.approx(16.0), pytest.approx(93.0))
 
+    def test_two_lineages_are_the_fewest(self) -> None:
+        low, high = LeftOutErrors(np.array([0.5, -0.5]), names(2)).interval(50.0, np.full(2, 50.0), 0.9)
+        half = stats.t.ppf(0.95, 1) * 0.5 * math.sqrt(1.5)
+        assert (low, high) == (pytest.approx(50 - half), pytest.approx(50 + half))
+
     def test_students_part_ends_where_coverage_can_be_certified(self) -> None:
         residuals = np.append(np.full(CERTIFIED_LINEAGES - 2, 0.1), 5.0)
         fewer = LeftOutErrors(residuals, names(len(residuals)))

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lmms_visual_heads.prediction.calibration import ConfidenceMap
-from lmms_visual_heads.prediction.gaussian_update import Known, condition_on
+from lmms_visual_heads.prediction.gaussian_update import Known, condition_on, residual_correlation
 from lmms_visual_heads.prediction.labelled_items import (
     LabelledItems,
     Prior,
@@ -192,8 +192,27 @@ class TestPredictionPowered:
         assert one == other
         assert 60 < one.low < 90 < one.high
 
+    def test_an_estimate_beyond_the_edge_is_the_edge(self) -> None:
+        y, c = np.array([1.0] * 38 + [0.0] * 2), np.linspace(1, 0, 40)
+        assert prediction_powered_mean(y, c, np.full(50, 0.9), power=1.0).mean == 100.0
+        assert prediction_powered_mean(1 - y, c, np.full(50, 0.1), power=1.0).mean == 0.0
+
 
 class TestMap:
+    def test_isotonic_is_a_staircase_and_logistic_a_curve(self) -> None:
+        c = np.linspace(0.05, 0.95, 200)
+        y = (c > 0.5).astype(float)
+        y[[90, 109]] = 1 - y[[90, 109]]
+        stairs, curve = (ConfidenceMap.fit([c] * 3, [y] * 3, list("abc"), kind=k) for k in ("isotonic", "logistic"))
+        assert stairs.n_models == curve.n_models == 3, "three models are enough"
+        assert (stairs([0.2]) == stairs([0.3]) == 0.0).all()
+        assert 0 < curve([0.2])[0] < curve([0.3])[0] < 0.05
+
+    def test_a_model_with_one_item_teaches_nothing(self) -> None:
+        c, y = np.linspace(0.1, 0.9, 50), np.tile([0.0, 1.0], 25)
+        assert ConfidenceMap.fit([c, c, [0.5]], [y, y, [1.0]], list("abc")) == ConfidenceMap.identity()
+        assert ConfidenceMap.fit([c, c, c[:2]], [y, y, y[:2]], list("abc")).n_models == 3
+
     def test_slopes_are_those_of_the_models_and_their_spread_is_a_new_ones(self) -> None:
         """Confidences of three lineages, one with two checkpoints, whose correctness follows them with a slope of its own."""
         c = np.linspace(0.1, 0.9, 400)
@@ -213,12 +232,37 @@ class TestMap:
         np.testing.assert_allclose(curve([0.2, 0.6, 0.9]), [0.04, 0.36, 0.81], atol=0.03)
 
 
+class TestCorrelation:
+    def errors(self, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of 24 lineages with a correlation of 0.8 between benchmarks of different sizes, and the lineages."""
+        random = np.random.default_rng(0)
+        own, common = random.normal(size=(24, columns)), random.normal(size=(24, 1))
+        return (np.sqrt(0.8) * common + np.sqrt(0.2) * own) * np.linspace(2, 9, columns), np.arange(24)
+
+    @pytest.mark.parametrize("columns", [2, 4])
+    def test_it_is_a_correlation_drawn_towards_nothing(self, columns: int) -> None:
+        residuals, lineages = self.errors(columns)
+        found = residual_correlation(residuals, lineages, np.array([f"b{n}" for n in range(columns)]))
+        np.testing.assert_allclose(np.diag(found), 1.0)
+        np.testing.assert_allclose(found, found.T)
+        assert np.linalg.eigvalsh(found).min() > 0
+        apart = found[~np.eye(columns, dtype=bool)]
+        assert apart.min() > 0.3
+        assert apart.max() < 0.9
+
+    def test_models_with_some_errors_missing_count(self) -> None:
+        residuals, lineages = self.errors(4)
+        residuals[np.arange(24), np.arange(24) % 4] = np.nan  # nobody has all
+        found = residual_correlation(residuals, lineages, np.array(list("abcd")))
+        assert found[~np.eye(4, dtype=bool)].min() > 0.2
+
+
 class TestConditioning:
     def test_surprise_is_what_came_beside_what_was_expected(self) -> None:
         mean, std = np.array([50.0, 50.0]), np.array([10.0, 5.0])
-        known = {"a": Known(90.0, 0.0)}
+        known = {"a": Known(90.0, 60.0)}
         found = condition_on("ab", mean, std, np.eye(2), known, {}, {}, 0.9, {})
-        assert found.surprise == pytest.approx(np.sqrt((16 + 4) / (1 + 4)))
+        assert found.surprise == pytest.approx(np.sqrt((10 + 4) / (1 + 4)))
         assert condition_on("ab", mean, std, np.eye(2), {"a": Known(51.0, 0.0)}, {}, {}, 0.9, {}).surprise == 1.0
         items = LabelledItems.of([1.0] * 40)
         labelled = condition_on("ab", mean, std, np.eye(2), {}, {"b": items}, {}, 0.9, {})

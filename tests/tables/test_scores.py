@@ -414,9 +414,20 @@ class TestItems:
         assert "seed_image is not a number per item" in notes[0]
 
     def test_the_newer_run_wins(self, tmp_path: Path) -> None:
-        for date, value in (("20260101_000000", 0.0), ("20260201_000000", 1.0)):
-            (tmp_path / f"{date}_samples_gqa.jsonl").write_text(json.dumps({"doc_id": 0, "exact_match": value}))
+        for month in (3, 1, 12, 7, 2, 11):
+            name = f"2026{month:02d}01_000000_samples_gqa.jsonl"
+            (tmp_path / name).write_text(json.dumps({"doc_id": 0, "exact_match": month == 12}))
         assert read_items(tmp_path).frame["correct"].tolist() == [1.0]
+
+    def test_items_belong_to_the_model_of_their_own_run(self, tmp_path: Path) -> None:
+        for date, model in (("20260101_000000", "a"), ("20260201_000000", "b"), ("20260301_000000", "c")):
+            results_file(
+                tmp_path / f"{date}_results.json", {"gqa": {"exact_match,none": 0.5}}, f"pretrained=runs/{model}"
+            )
+            lines = [{"doc_id": i, "exact_match": float(model == "b")} for i in range(2)]
+            (tmp_path / f"{date}_samples_gqa.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        frame = read_items(tmp_path).frame
+        assert frame.groupby("model")["correct"].mean().to_dict() == {"runs/a": 0.0, "runs/b": 1.0, "runs/c": 0.0}
 
     def test_bad_lines(self, tmp_path: Path) -> None:
         path = tmp_path / "20260101_000000_samples_gqa.jsonl"
