@@ -1,7 +1,7 @@
 """Causal visual-head scores of a small checkpoint: how far its answers move when heads may not see the picture.
 
 For every head, for whole layers and for all heads: the visual tokens are hidden from all text queries and attention is
-renormalised (as `capture.cut`, which is the slow twin). What a cut does not change, the layers before it and all other heads, is
+renormalised (`capture.knockout` is the slow twin). What a cut does not change, the layers before it and all other heads, is
 not run again. Shapes: N documents, V variants, T tokens, L layers, H heads.
 """
 

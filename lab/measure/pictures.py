@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lab import suite
 from lab.measure.tasks import N_OWN_PROMPTS, PROBE_POOL
-from lmms_visual_heads.checkpoints.causal import blank_image
+from lmms_visual_heads.geometry.images import blank_image
 from lmms_visual_heads.probe import documents
 from lmms_visual_heads.probe.layout import IMAGE_SIZE
 from lmms_visual_heads.probe.random_stream import RandomStream

@@ -22,7 +22,7 @@ from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.errors import VisualHeadsError, first_line
 
 if TYPE_CHECKING:
-    from lmms_visual_heads.capture.cut import VisualCut
+    from lmms_visual_heads.capture.knockout import VisualKnockout
 
 # transformers looks for the substrings "sdpa", "flash" and "flex_attention" in names: ours must hold none of them.
 ATTENTION_NAME = "visual_heads"
@@ -105,17 +105,17 @@ def visual_heads_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     output_attentions: bool = False,
-    visual_cut: VisualCut | None = None,
+    visual_knockout: VisualKnockout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | LateRow | None]:
     """Attention as transformers calls it: (SDPA output [B, Q, H, D], row [B, H, 1, K] or None; `rows.settle` turns late rows
     into rows).
 
-    Heads of `visual_cut` do not see the visual tokens; a layer without such heads runs as if there were no cut.
+    Heads of `visual_knockout` do not see the visual tokens; a layer without such heads runs as if there were no knock-out.
     """
     row: Tensor | LateRow | None = None
-    if visual_cut is not None and visual_cut.cuts_layer(int(module.layer_idx)):  # type: ignore[arg-type]
-        attention_mask = visual_cut.mask(int(module.layer_idx), query, key, attention_mask)  # type: ignore[arg-type]
+    if visual_knockout is not None and visual_knockout.changes_layer(int(module.layer_idx)):  # type: ignore[arg-type]
+        attention_mask = visual_knockout.mask(int(module.layer_idx), query, key, attention_mask)  # type: ignore[arg-type]
     if output_attentions:
         for name, what in _UNSUPPORTED.items():
             if kwargs.get(name) is not None:

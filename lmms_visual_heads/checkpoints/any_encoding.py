@@ -77,39 +77,33 @@ class AnyEncoder(PromptEncoder):
         missing = n_images - self.check_placed(text, n_images)
         return self.image_token * missing + text + ("" if answer is None else f" {answer}")
 
-    def encode_prompt(self, prompt: str, images: Sequence[Image.Image], text: str | None = None) -> Encoded:
-        """Encode a ready-made prompt with one placeholder per image.
+    def encode_again(self, text: str, known: Encoded, boxes: Any = None) -> Encoded:
+        """Not offered: how many tokens an image takes is known to its processor only.
 
         Raises
         ------
         VisualHeadsError
-            When the processor refuses the prompt or its images, or the prompt leaves no room for an answer.
+            Always.
         """
-        inputs = self.tensors(prompt, images)
-        ids = inputs["input_ids"][0]
-        if len(ids) + 1 > self.max_positions:
+        raise VisualHeadsError(
+            f"Questions share an image's tensors in LLaVA families only; {self.family} needs the image again. Use encode."
+        )
+
+    def _patches(self, visual: Tensor, image_sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor | None]:
+        """Every visual token counts as a patch token."""
+        if bool(len(visual)) != bool(image_sizes):
             raise VisualHeadsError(
-                f"A prompt and its answer must fit the model's {self.max_positions} positions; this prompt has "
-                f"{len(ids)} tokens, visual tokens included. Shorten it; it is never truncated."
-            )
-        visual = (ids == self.image_token_id).nonzero()[:, 0]
-        if bool(len(visual)) != bool(images):
-            raise VisualHeadsError(
-                f"The processor must place visual tokens for {len(images)} images; it placed {len(visual)}. "
+                f"The processor must place visual tokens for {len(image_sizes)} images; it placed {len(visual)}. "
                 "Check the prompt and the checkpoint's processor files."
             )
-        return Encoded(
-            inputs=inputs,
-            prompt=prompt,
-            text=text,
-            input_ids=ids,
-            n_images=len(images),
-            image_sizes=tuple((image.width, image.height) for image in images),
-            visual_positions=visual,
-            patch_positions=visual,
-            sink_positions=self._sinks(ids),
-            base_positions=None,
-        )
+        return visual, None
+
+    def _finished_ids(self, encoded: Encoded, continuation: str) -> Tensor:
+        """The prompt's tokens, and those that the finished exchange has after them."""
+        start, ids = self.text_ids(encoded.prompt), self.text_ids(self._finished_text(encoded, continuation))
+        if ids[: len(start)] != start:  # the tokenizer merges across the border: the answer is tokenised alone
+            ids = start + list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        return torch.cat([encoded.input_ids, torch.tensor(ids[len(start) :], dtype=encoded.input_ids.dtype)])
 
     def tensors(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The processor's tensors for one prompt: those that the model's forward takes."""
@@ -134,10 +128,10 @@ class AnyEncoder(PromptEncoder):
 
     def _processed(self, prompts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
         """The processor's tensors for prompts with their images; some processors want the images of each in a list."""
-        flat = [image for own in images for image in own]
-        given: Any = images if self._nested else flat
+        flat = [image for of_prompt in images for image in of_prompt]
+        pictures: Any = images if self._nested else flat
         settings = {"return_tensors": "pt", **self._special_tokens(prompts[0])}
-        encoded = self.processor(text=prompts, **({"images": given} if flat else {}), **settings)
+        encoded = self.processor(text=prompts, **({"images": pictures} if flat else {}), **settings)
         return {name: value for name, value in encoded.items() if isinstance(value, Tensor) and name in self._taken}
 
     def _special_tokens(self, prompt: str) -> dict[str, bool]:
@@ -158,16 +152,16 @@ class AnyEncoder(PromptEncoder):
 
     def _candidates(self) -> list[int]:
         """Token ids that some name in the config, the processor or the tokenizer calls the image's."""
-        found: list[int] = []
+        tokens: list[int] = []
         for owner in (self.config, self.processor, self.tokenizer):
             names = [name for name in dir(owner) if _TOKEN_NAMES.match(name) and not _OTHER_TOKENS.search(name)]
             for name in sorted(names, key=lambda name: name not in ("image_token_id", "image_token_index")):
                 value = getattr(owner, name, None)
                 if isinstance(value, int) and not isinstance(value, bool):
-                    found.append(value)
+                    tokens.append(value)
         image_ids = getattr(self.processor, "image_ids", None)
-        found += [int(token) for token in image_ids] if isinstance(image_ids, list | tuple) else []
-        return list(dict.fromkeys(found))
+        tokens += [int(token) for token in image_ids] if isinstance(image_ids, list | tuple) else []
+        return list(dict.fromkeys(tokens))
 
     def _visual_token(self) -> int:
         """The candidate that one image adds most often to a prompt."""

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from lmms_visual_heads.capture.attention import attach
 from lmms_visual_heads.capture.forced import forced_generation
-from lmms_visual_heads.capture.generation import rows_of_pass
+from lmms_visual_heads.capture.generation import check_query, rows_of_pass
 from lmms_visual_heads.capture.layers import local_layers
 from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.capture.reader import ForwardReader
@@ -30,6 +30,7 @@ from lmms_visual_heads.checkpoints.any_encoding import PROBE_QUESTION, AnyEncode
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
 from lmms_visual_heads.checkpoints.original_config import is_original
+from lmms_visual_heads.checkpoints.passes import batch_inputs, on_device
 from lmms_visual_heads.checkpoints.processors import check_files
 from lmms_visual_heads.checkpoints.quantization import countable, describe_quantization, quantization_settings
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
@@ -80,7 +81,7 @@ class AnyVisualModel(VisualModel):
         if blanks is not None:
             tokens = torch.cat([torch.tensor(blanks)[:, None], tokens], dim=1)
         with _failing_on(self, batch):
-            inputs = self._batch(batch, None)
+            inputs = batch_inputs(self.model, batch)
             return forced_generation(self.model, inputs, tokens, None, self.pad_token_id).logits[tokens.shape[1] - 1]
 
     @torch.inference_mode()
@@ -94,10 +95,13 @@ class AnyVisualModel(VisualModel):
         VisualHeadsError
             When the continuation is empty, or does not fit the model's context together with the prompt.
         """
-        tokens = self._continuation_ids(encoded, continuation)[None]
+        check_query(query)
+        tokens = self.encoder.finished(encoded, continuation)[None, len(encoded) :]
         row_pass = {None: None, "last_prompt": 0, "first_generated": 1}[query]
         with _failing_on(self, [encoded]):
-            forced = forced_generation(self.model, self.move(encoded.inputs), tokens, row_pass, self.pad_token_id)
+            forced = forced_generation(
+                self.model, on_device(self.model, encoded.inputs), tokens, row_pass, self.pad_token_id
+            )
         logits = torch.stack([step[0] for step in forced.logits[: tokens.shape[1]]])
         targets = tokens[0].to(logits.device)
         rows = rows_of_pass(self.model, forced.attentions, len(encoded), query)
@@ -108,28 +112,6 @@ class AnyVisualModel(VisualModel):
             rows=self._without_blind_layers(None if rows is None else rows[:, 0], encoded),
             answer=answer_statistics(logits[0], answer_token_index=0, n_answer_tokens=0, log_probabilities=None),
         )
-
-    def _continuation_ids(self, encoded: Encoded, continuation: str) -> Tensor:
-        """Tokens [T] of the continuation: those that the finished exchange has after the prompt's."""
-        encoder = self.encoder
-        whole = f"{encoded.prompt} {continuation}"
-        if encoded.text is not None:
-            whole = encoder.prompt(encoded.text, encoded.n_images, answer=continuation)
-        start, ids = encoder.text_ids(encoded.prompt), encoder.text_ids(whole)
-        if ids[: len(start)] != start:  # the tokenizer merges across the border: the answer is tokenised alone
-            ids = start + list(encoder.tokenizer(continuation, add_special_tokens=False)["input_ids"])
-        tokens = ids[len(start) :]
-        if not tokens:
-            raise VisualHeadsError(
-                f"A continuation to be scored needs at least one token; {continuation!r} has none. "
-                "Leave it out of the task."
-            )
-        if len(encoded) + len(tokens) > self.max_positions:
-            raise VisualHeadsError(
-                f"A prompt and its continuation must fit the model's {self.max_positions} positions; they have "
-                f"{len(encoded) + len(tokens)} tokens, visual tokens included. Shorten them; they are never truncated."
-            )
-        return torch.tensor(tokens)
 
     def _without_blind_layers(self, rows: Tensor | None, encoded: Encoded) -> Tensor | None:
         """`rows` [L, H, K] with NaN in local layers whose window or chunk holds no visual token (weight exactly 0)."""

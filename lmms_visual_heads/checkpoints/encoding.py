@@ -1,6 +1,7 @@
-"""One document -> the tensors that the model takes, and which key positions hold what.
+"""One document -> the tensors that the model takes, which key positions hold what, and which patches the pointed box covers.
 
-Prompts are never padded and never truncated. Positions index the expanded prompt (one position per visual token).
+All of it is settled here, once, when a document is encoded; whoever needs it reads `Encoded`. Prompts are never padded and never
+truncated. Positions index the expanded prompt (one position per visual token).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.images import as_rgb
 from lmms_visual_heads.geometry.layout import BASE, NO_PATCH, ImageLayout, image_layout
 from lmms_visual_heads.geometry.preprocessing import Preprocessing, check_image_size, read_preprocessing
+from lmms_visual_heads.geometry.regions import region_of
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}{% if loop.index0 == 0 %}A chat between a curious user and an artificial intelligence "
@@ -52,6 +54,9 @@ class Encoded:
         Key positions: visual tokens; those with a patch behind them; leading special tokens.
     base_positions : Tensor, int64, or None
         Patch tokens of the base view where there are tiles too (anyres), else None.
+    region : Tensor [n_patches], bool, or None
+        Which patch tokens the document's boxes overlap; None without boxes, with other than one image, and where the
+        processor's geometry is not known.
     """
 
     inputs: dict[str, Tensor]
@@ -64,6 +69,7 @@ class Encoded:
     patch_positions: Tensor
     sink_positions: Tensor
     base_positions: Tensor | None
+    region: Tensor | None = None
 
     def __len__(self) -> int:
         """Tokens of the prompt, visual tokens included."""
@@ -139,12 +145,12 @@ class PromptEncoder:
             )
         return placed
 
-    def encode(self, text: str, images: Sequence[Image.Image]) -> Encoded:
+    def encode(self, text: str, images: Sequence[Image.Image], boxes: Any = None) -> Encoded:
         """Encode the question `text` about `images` (see `encode_prompt`)."""
-        return self.encode_prompt(self.prompt(text, len(images)), images, text)
+        return self.encode_prompt(self.prompt(text, len(images)), images, text, boxes)
 
-    def encode_again(self, text: str, known: Encoded) -> Encoded:
-        """Encode the question `text` about the images of `known`: as `encode` does, without their pixels.
+    def encode_again(self, text: str, known: Encoded, boxes: Any = None) -> Encoded:
+        """Encode the question `text` about the images of `known`: as `encode` does, without touching their pixels again.
 
         Raises
         ------
@@ -155,30 +161,97 @@ class PromptEncoder:
         counts = [self.layout((height, width)).n_tokens for width, height in known.image_sizes]
         ids = torch.tensor([self.expand(self.text_ids(prompt), counts)])
         inputs = {**known.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return self._encoded(inputs, prompt, text, known.image_sizes)
+        return self._encoded(inputs, prompt, text, known.image_sizes, boxes)
 
-    def encode_prompt(self, prompt: str, images: Sequence[Image.Image], text: str | None = None) -> Encoded:
+    def encode_prompt(
+        self, prompt: str, images: Sequence[Image.Image], text: str | None = None, boxes: Any = None
+    ) -> Encoded:
         """Encode a ready-made prompt with one placeholder per image.
+
+        Parameters
+        ----------
+        prompt : str
+        images : sequence of PIL images
+        text : str or None
+            The question in the prompt, where it is known.
+        boxes : sequence of (x0, y0, x1, y1), one such box, or None
+            In pixels of the image, half-open; together they are the document's region.
 
         Raises
         ------
         VisualHeadsError
-            When the prompt leaves no room for an answer within the model's context limit.
+            When the prompt leaves no room for an answer within the model's context limit, or a box is none.
         """
         sizes = tuple((image.width, image.height) for image in images)
-        return self._encoded(self.tensors(prompt, images), prompt, text, sizes)
+        return self._encoded(self.tensors(prompt, images), prompt, text, sizes, boxes)
+
+    def finished(self, encoded: Encoded, continuation: str) -> Tensor:
+        """Tokens [K], int64, of the exchange in which `continuation` is the answer to an encoded question.
+
+        Raises
+        ------
+        VisualHeadsError
+            When the continuation has no token, or does not fit the model's context together with the prompt.
+        """
+        ids = self._finished_ids(encoded, continuation)
+        if len(ids) <= len(encoded):
+            raise VisualHeadsError(
+                f"A continuation to be scored needs at least one token; {continuation!r} has none. "
+                "Leave it out of the task."
+            )
+        if len(ids) > self.max_positions:
+            raise VisualHeadsError(
+                f"A prompt and its continuation must fit the model's {self.max_positions} positions; they have "
+                f"{len(ids)} tokens, visual tokens included. Shorten them; they are never truncated."
+            )
+        return ids
+
+    def _finished_ids(self, encoded: Encoded, continuation: str) -> Tensor:
+        """The finished exchange's tokens, placeholders expanded without touching the pixels again."""
+        counts = [self.layout((height, width)).n_tokens for width, height in encoded.image_sizes]
+        return torch.tensor(self.expand(self.text_ids(self._finished_text(encoded, continuation)), counts))
+
+    def _finished_text(self, encoded: Encoded, continuation: str) -> str:
+        if encoded.text is None:
+            return f"{encoded.prompt} {continuation}"
+        return self.prompt(encoded.text, encoded.n_images, answer=continuation)
 
     def _encoded(
-        self, inputs: dict[str, Tensor], prompt: str, text: str | None, image_sizes: tuple[tuple[int, int], ...]
+        self,
+        inputs: dict[str, Tensor],
+        prompt: str,
+        text: str | None,
+        image_sizes: tuple[tuple[int, int], ...],
+        boxes: Any,
     ) -> Encoded:
         """What the tensors of a prompt hold where."""
         ids = inputs["input_ids"][0]
+        self._check_fits(ids)
+        visual = (ids == self.image_token_id).nonzero()[:, 0]
+        patches, base = self._patches(visual, image_sizes)
+        return Encoded(
+            inputs=inputs,
+            prompt=prompt,
+            text=text,
+            input_ids=ids,
+            n_images=len(image_sizes),
+            image_sizes=image_sizes,
+            visual_positions=visual,
+            patch_positions=patches,
+            sink_positions=self._sinks(ids),
+            base_positions=base,
+            region=self._region(image_sizes, boxes),
+        )
+
+    def _check_fits(self, ids: Tensor) -> None:
         if len(ids) + 1 > self.max_positions:
             raise VisualHeadsError(
                 f"A prompt and its answer must fit the model's {self.max_positions} positions; this prompt has "
                 f"{len(ids)} tokens, visual tokens included. Shorten it; it is never truncated."
             )
-        visual = (ids == self.config.image_token_id).nonzero()[:, 0]
+
+    def _patches(self, visual: Tensor, image_sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor | None]:
+        """Key positions of the patch tokens among the visual ones, and those of the base view where there are tiles."""
         layouts = [self.layout((height, width)) for width, height in image_sizes]
         kinds = np.concatenate([layout.kinds() for layout in layouts]) if layouts else np.empty(0, np.int8)
         if len(kinds) != len(visual):
@@ -187,18 +260,15 @@ class PromptEncoder:
                 f"placed {len(visual)}. Check patch_size and image_grid_pinpoints in the checkpoint's processor."
             )
         kind = torch.from_numpy(kinds)
-        return Encoded(
-            inputs=inputs,
-            prompt=prompt,
-            text=text,
-            input_ids=ids,
-            n_images=len(layouts),
-            image_sizes=image_sizes,
-            visual_positions=visual,
-            patch_positions=visual[kind != NO_PATCH],
-            sink_positions=self._sinks(ids),
-            base_positions=visual[kind == BASE] if any(layout.tiles for layout in layouts) else None,
-        )
+        return visual[kind != NO_PATCH], visual[kind == BASE] if any(layout.tiles for layout in layouts) else None
+
+    def _region(self, image_sizes: tuple[tuple[int, int], ...], boxes: Any) -> Tensor | None:
+        """Which patch tokens the boxes overlap, bool [n_patches]; None with other than one image."""
+        if len(image_sizes) != 1:
+            return None
+        width, height = image_sizes[0]
+        region = region_of((height, width), boxes, self.preprocessing)
+        return None if region is None else torch.from_numpy(region)
 
     def tensors(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The processor's tensors for one prompt: only those that the model's forward takes."""
@@ -238,8 +308,8 @@ class PromptEncoder:
 
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if answer is not None:
-            said: Any = [{"type": "text", "text": answer}] if typed else answer
-            messages.append({"role": "assistant", "content": said})
+            reply: Any = [{"type": "text", "text": answer}] if typed else answer
+            messages.append({"role": "assistant", "content": reply})
         try:
             return self.tokenizer.apply_chat_template(
                 messages,

@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import Cache
 
 from lmms_visual_heads.capture.generation import check_query, generate_with_rows
-from lmms_visual_heads.capture.prefix import Prefix, can_reuse_prefix, prefill, prompt_rows
-from lmms_visual_heads.checkpoints.causal import LEVELS, Knockout, KnockoutMeter
+from lmms_visual_heads.capture.prefix import Prefix, can_reuse_prefix, prompt_rows
+from lmms_visual_heads.checkpoints import passes
 from lmms_visual_heads.checkpoints.encoding import Encoded, PromptEncoder
+from lmms_visual_heads.checkpoints.knockout import LEVELS, KnockoutEffect, KnockoutMeter
 from lmms_visual_heads.checkpoints.rows import AttentionRows
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation, score_continuation
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.images import as_rgb
 from lmms_visual_heads.geometry.preprocessing import Preprocessing
-from lmms_visual_heads.geometry.regions import patch_regions
 from lmms_visual_heads.schema import DEFAULT_QUERY, QUERIES
 from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_statistics
 from lmms_visual_heads.statistics.heads import head_statistics
@@ -32,7 +32,6 @@ from lmms_visual_heads.statistics.heads import head_statistics
 DEFAULT_NEW_TOKENS = 1024
 """Where a call does not say; as in lmms-eval's wrappers of these models."""
 
-_TOKENS = ("input_ids", "attention_mask")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
@@ -91,7 +90,10 @@ class VisualModel:
         self.pad_token_id = _pad_token(model, encoder.tokenizer, self.end_token_ids)
 
     def __repr__(self) -> str:
-        return f"VisualModel({self.name!r}, {self.n_layers} layers x {self.n_heads} heads, {self.dtype}, {self.device})"
+        return (
+            f"{type(self).__name__}({self.name!r}: {self.description['architecture']}, "
+            f"{self.n_layers} layers x {self.n_heads} heads, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
 
     @property
     def processor(self) -> Any:
@@ -122,13 +124,27 @@ class VisualModel:
         """The chat prompt that asks `text` about `n_images` images."""
         return self.encoder.prompt(text, n_images)
 
-    def encode(self, text: str, images: Sequence[Image.Image]) -> Encoded:
-        """Encode one document; refuses a prompt that does not fit the model's context."""
-        return self.encoder.encode(text, images)
+    def encode(self, text: str, images: Sequence[Image.Image], boxes: Any = None) -> Encoded:
+        """Encode one document; refuses a prompt that does not fit the model's context.
 
-    def encode_again(self, text: str, known: Encoded) -> Encoded:
+        Parameters
+        ----------
+        text : str
+            The question.
+        images : sequence of PIL images
+        boxes : sequence of (x0, y0, x1, y1), one such box, or None
+            In pixels of the image, half-open; together they are the document's region.
+
+        Raises
+        ------
+        VisualHeadsError
+            For a prompt that does not fit, and for a bad box.
+        """
+        return self.encoder.encode(text, images, boxes)
+
+    def encode_again(self, text: str, known: Encoded, boxes: Any = None) -> Encoded:
         """Encode another question about the images of `known`, whose pixels are not touched again (see `encode`)."""
-        return self.encoder.encode_again(text, known)
+        return self.encoder.encode_again(text, known, boxes)
 
     def reuses_prefix(self, **generation_kwargs: Any) -> bool:
         """Whether `prefill` may be used before `generate` with these keyword arguments."""
@@ -139,10 +155,7 @@ class VisualModel:
 
         Documents that begin with them can go on from `prefix.branch(rows)`; their prompts may differ in length.
         """
-        starts = [
-            {**encoded.inputs, **{name: encoded.inputs[name][:, :length] for name in _TOKENS}} for encoded in batch
-        ]
-        return prefill(self.model, self._stack(starts), length)
+        return passes.prefill_documents(self.model, batch, length)
 
     def prompt_rows(self, batch: Sequence[Encoded], cache: Cache | None = None) -> list[Tensor]:
         """Rows [L, H, K] of each document's last prompt token, without decoding and without the language-model head.
@@ -154,7 +167,7 @@ class VisualModel:
         cache : Cache or None
             As for `generate`.
         """
-        rows = prompt_rows(self.model, self._batch(batch, cache), cache)
+        rows = prompt_rows(self.model, passes.batch_inputs(self.model, batch, cache), cache)
         return list(rows.unbind(dim=1))
 
     def generate(
@@ -190,7 +203,7 @@ class VisualModel:
         check_query(query)
         if not batch:
             return []
-        inputs = self._batch(batch, cache)
+        inputs = passes.batch_inputs(self.model, batch, cache)
         settings = self.generation_settings(generation_kwargs)
         captured = generate_with_rows(self.model, inputs, query, settings, cache)
         tokens = captured.tokens.tolist()
@@ -201,9 +214,9 @@ class VisualModel:
             ids = _until_end(tokens[i], ends)
             index = int(len(ids) > 1 and captured.second_logits is not None and self._is_blank(ids[0]))
             logits = captured.second_logits if index and captured.second_logits is not None else captured.first_logits
-            known = None if captured.log_probabilities is None else captured.log_probabilities[i, : len(ids)]
+            per_token = None if captured.log_probabilities is None else captured.log_probabilities[i, : len(ids)]
             answer = answer_statistics(
-                logits[i], answer_token_index=index, n_answer_tokens=len(ids), log_probabilities=known
+                logits[i], answer_token_index=index, n_answer_tokens=len(ids), log_probabilities=per_token
             )
             rows = None if captured.rows is None else captured.rows[:, i]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -213,30 +226,24 @@ class VisualModel:
     def score(
         self, encoded: Encoded, continuation: str, *, query: str | None, prefix: Prefix | None = None
     ) -> ScoredContinuation:
-        """Log-likelihood of `continuation` as the assistant's answer (see `scoring.score_continuation`)."""
-        check_query(query)
-        return score_continuation(self, encoded, continuation, query, prefix)
+        """Log-likelihood of `continuation` as the assistant's answer (see `scoring.score_continuation`).
 
-    @torch.inference_mode()
-    def answer_logits(self, batch: Sequence[Encoded], blanks: Sequence[int] | None = None) -> Tensor:
-        """Logits [B, V] float32 of each document's first answer token, in one pass.
-
-        Parameters
-        ----------
-        batch : sequence of Encoded
-            Of equal prompt length.
-        blanks : sequence of int, or None
-            Per document the blank token that its answer is made to begin with; the logits are those after it.
+        Raises
+        ------
+        VisualHeadsError
+            When `query` is unknown, or the continuation is empty or does not fit the model's context after the prompt.
         """
-        inputs = self._batch(batch, None)
-        if blanks is not None:
-            written = torch.tensor(blanks, device=inputs["input_ids"].device)[:, None]
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], written], dim=1)
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        return self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+        check_query(query)
+        return score_continuation(self.model, encoded, self.encoder.finished(encoded, continuation), query, prefix)
 
-    def knockout(self, image: Image.Image | str | Path, question: str, levels: Sequence[str] = LEVELS) -> Knockout:
-        """Cut heads off the image, and see how far the answer to `question` moves (greedy decoding; a blank is no answer).
+    def answer_logits(self, batch: Sequence[Encoded], blanks: Sequence[int] | None = None) -> Tensor:
+        """Logits [B, V] float32 of each document's first answer token, in one pass (see `passes.answer_logits`)."""
+        return passes.answer_logits(self.model, batch, blanks)
+
+    def knockout(
+        self, image: Image.Image | str | Path, question: str, levels: Sequence[str] = LEVELS
+    ) -> KnockoutEffect:
+        """Knock out heads, and see how far the answer to `question` moves (greedy decoding; a blank is no answer).
 
         Parameters
         ----------
@@ -248,9 +255,9 @@ class VisualModel:
         Raises
         ------
         VisualHeadsError
-            As `attention_rows`; for an unknown level, and for a family whose heads cannot be cut.
+            As `attention_rows`; for an unknown level, and for a family whose heads cannot be knocked out.
         """
-        meter = KnockoutMeter(self, levels)
+        meter = KnockoutMeter(self.model, levels)
         encoded = self.encode(question, [image if isinstance(image, Image.Image) else _opened(image)])
         answer = self.generate([encoded], query=None, max_new_tokens=2)[0]
         return meter.measure(encoded, answer.blank)
@@ -288,8 +295,7 @@ class VisualModel:
             check_query(str(query))
         if not isinstance(image, Image.Image):
             image = _opened(image)
-        encoded = self.encode(question, [image])
-        region = self.region(encoded, boxes)
+        encoded = self.encode(question, [image], boxes)
         generation = self.generate([encoded], query=query, max_new_tokens=max_new_tokens)[0]
         if generation.rows is None:
             raise AssertionError("a query was given, so rows were read")
@@ -298,9 +304,9 @@ class VisualModel:
             query=query,
             visual_positions=encoded.visual_positions,
             patch_positions=encoded.patch_positions,
-            region_positions=None if region is None else encoded.patch_positions[region],
             sink_positions=encoded.sink_positions,
             base_positions=encoded.base_positions,
+            region=encoded.region,
             prompt=encoded.prompt,
             input_ids=encoded.input_ids,
             answer=generation.text,
@@ -308,24 +314,14 @@ class VisualModel:
             answer_statistics=generation.answer,
         )
 
-    def region(self, encoded: Encoded, boxes: Sequence[Any] | None) -> Tensor | None:
-        """Which patch tokens the boxes overlap: bool [n_patches], or None (no boxes, not one image, unknown geometry)."""
-        if boxes is None or not len(boxes) or encoded.n_images != 1:
-            return None
-        if not hasattr(boxes[0], "__len__"):
-            boxes = [boxes]
-        width, height = encoded.image_sizes[0]
-        masks = patch_regions((height, width), boxes, self.preprocessing)
-        return None if masks is None else torch.from_numpy(masks.any(axis=0))
-
-    def head_statistics(self, encoded: Encoded, rows: Tensor, boxes: Sequence[Any] | None = None) -> dict[str, Tensor]:
+    def head_statistics(self, encoded: Encoded, rows: Tensor) -> dict[str, Tensor]:
         """Head statistics of one document's rows [L, H, K]: a tensor [L, H] per column of the head table."""
         return head_statistics(
             rows,
             encoded.visual_positions,
             encoded.patch_positions,
             encoded.sink_positions,
-            self.region(encoded, boxes),
+            encoded.region,
             encoded.base_positions,
         )
 
@@ -347,33 +343,7 @@ class VisualModel:
 
     def move(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs` on the model's device, pixels in its dtype."""
-        return {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in inputs.items()
-        }
-
-    def _batch(self, batch: Sequence[Encoded], cache: Cache | None) -> dict[str, Tensor]:
-        """The inputs of documents of equal prompt length; without pixels where a cache holds them."""
-        lengths = {len(encoded) for encoded in batch}
-        if len(lengths) > 1:
-            raise ValueError(f"generate needs documents of equal prompt length; got lengths {sorted(lengths)}")
-        inputs = [encoded.inputs for encoded in batch]
-        if cache is not None:
-            inputs = [{name: of_one[name] for name in _TOKENS} for of_one in inputs]
-        return self._stack(inputs)
-
-    def _stack(self, inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """One batch from the inputs of several documents; tiles are padded to the largest number of tiles."""
-        stacked: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for of_one in inputs for name in of_one):
-            tensors = [of_one[name] for of_one in inputs if name in of_one]
-            if name == "pixel_values" and tensors[0].dim() == 5:
-                most = max(tensor.shape[1] for tensor in tensors)
-                tensors = [
-                    torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, 0, 0, most - tensor.shape[1])) for tensor in tensors
-                ]
-            stacked[name] = torch.cat(tensors)
-        return self.move(stacked)
+        return passes.on_device(self.model, inputs)
 
     def _is_blank(self, token: int) -> bool:
         """Whether a token decodes to white space only (LLaMA tokenizers put such a token before a digit)."""
@@ -402,13 +372,13 @@ def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """End tokens of the generation config and of the tokenizer."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    found = dict.fromkeys(int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None)
-    if not found:
+    ends = dict.fromkeys(int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None)
+    if not ends:
         raise VisualHeadsError(
             "Generation needs an end token; neither generation_config.json nor the tokenizer names one. "
             "Add eos_token_id to generation_config.json."
         )
-    return tuple(found)
+    return tuple(ends)
 
 
 def _pad_token(model: Any, tokenizer: Any, end_tokens: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lmms_visual_heads.statistics.answers import AnswerStatistics
@@ -28,13 +27,12 @@ class AttentionRows:
         Which row was read; K is prompt + 1 or prompt.
     visual_positions, patch_positions : Tensor, int64
         Key positions of visual tokens, and of those that stand for a patch.
-    region_positions : Tensor, int64, or None
-        Key positions of the patch tokens that the boxes overlap; None without boxes, and where the processor's
-        geometry is not known.
     sink_positions : Tensor, int64
         Leading special tokens.
     base_positions : Tensor, int64, or None
         Patch tokens of the base view (anyres), else None.
+    region : Tensor [n_patches], bool, or None
+        Which patch tokens the boxes overlap; None without boxes, and where the processor's geometry is not known.
     prompt : str
         The prompt's text.
     input_ids : Tensor [prompt], int64
@@ -50,24 +48,38 @@ class AttentionRows:
     query: str
     visual_positions: Tensor
     patch_positions: Tensor
-    region_positions: Tensor | None
     sink_positions: Tensor
     base_positions: Tensor | None
+    region: Tensor | None
     prompt: str
     input_ids: Tensor
     answer: str
     answer_ids: tuple[int, ...]
     answer_statistics: AnswerStatistics
 
+    def __repr__(self) -> str:
+        n_layers, n_heads, n_keys = self.values.shape
+        return (
+            f"AttentionRows({n_layers} layers x {n_heads} heads x {n_keys} keys, query {self.query}, "
+            f"answer {self.answer!r})"
+        )
+
+    @property
+    def region_positions(self) -> Tensor | None:
+        """Key positions, int64, of the patch tokens that the boxes overlap; None where `region` is."""
+        return None if self.region is None else self.patch_positions[self.region]
+
     def statistics(self) -> pd.DataFrame:
         """Head statistics, one row per head in the columns of the head table; NaN where missing."""
         import pandas as pd
 
-        region = None
-        if self.region_positions is not None:
-            region = torch.isin(self.patch_positions, self.region_positions)
         numbers = head_statistics(
-            self.values, self.visual_positions, self.patch_positions, self.sink_positions, region, self.base_positions
+            self.values,
+            self.visual_positions,
+            self.patch_positions,
+            self.sink_positions,
+            self.region,
+            self.base_positions,
         )
         n_layers, n_heads = self.values.shape[:2]
         layers, heads = np.divmod(np.arange(n_layers * n_heads), n_heads)

@@ -1,25 +1,24 @@
 """Log-likelihood of a given continuation, in the convention of lmms-eval's llava_hf: (mean token loss, is it greedy).
 
 The continuation is the assistant's message of the chat template; what counts are the tokens after the prompt's.
+Shapes: K tokens, V vocabulary, L layers, H heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.rows import stack_rows
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.checkpoints.encoding import Encoded
+from lmms_visual_heads.checkpoints.passes import TOKENS, on_device
 from lmms_visual_heads.statistics.answers import AnswerStatistics, answer_statistics
-
-if TYPE_CHECKING:
-    from lmms_visual_heads.checkpoints.encoding import Encoded
-    from lmms_visual_heads.checkpoints.model import VisualModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,49 +48,36 @@ class ScoredContinuation:
 
 @torch.inference_mode()
 def score_continuation(
-    model: VisualModel, encoded: Encoded, continuation: str, query: str | None, prefix: Prefix | None = None
+    model: PreTrainedModel, encoded: Encoded, ids: Tensor, query: str | None, prefix: Prefix | None = None
 ) -> ScoredContinuation:
-    """Score `continuation` as the answer to an encoded question.
+    """Score the end of `ids` as the answer to an encoded question.
 
     Parameters
     ----------
-    model : VisualModel
+    model : PreTrainedModel
+        After `attach`.
     encoded : Encoded
-        From `VisualModel.encode`.
-    continuation : str
+        The question.
+    ids : Tensor [K], int64
+        The finished exchange, question and answer (`PromptEncoder.finished`).
     query : {"first_generated", "last_prompt"} or None
         Which rows are read, in a pass of their own; None reads none.
     prefix : Prefix or None
         One prefilled prompt that the question and its continuation begin with; unused where they do not.
-
-    Raises
-    ------
-    VisualHeadsError
-        When the continuation is empty, or does not fit the model's context together with the prompt.
     """
     n_prompt = len(encoded)
-    ids = _with_continuation(model, encoded, continuation)
     n_tokens = len(ids) - n_prompt
-    if n_tokens < 1:
-        raise VisualHeadsError(
-            f"A continuation to be scored needs at least one token; {continuation!r} has none. Leave it out of the task."
-        )
-    if len(ids) > model.max_positions:
-        raise VisualHeadsError(
-            f"A prompt and its continuation must fit the model's {model.max_positions} positions; they have {len(ids)} "
-            "tokens, visual tokens included. Shorten them; they are never truncated."
-        )
-    pixels = {name: value for name, value in encoded.inputs.items() if name not in ("input_ids", "attention_mask")}
+    pixels = {name: value for name, value in encoded.inputs.items() if name not in TOKENS}
     shared = prefix is not None and bool((ids[: prefix.length] == encoded.input_ids[: prefix.length]).all())
     prefix = prefix if shared else None
-    logits = _forward(model, ids, pixels, keep=n_tokens + 1, prefix=prefix).float()
+    logits = _last_logits(model, ids, pixels, keep=n_tokens + 1, prefix=prefix).float()
     targets = ids[n_prompt:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits[:-1], targets)
     rows = None
     if query is not None:
         length = n_prompt + (query == "first_generated")
-        with ForwardReader(model.model, 0) as reader:
-            _forward(model, ids[:length], pixels, keep=1, prefix=prefix)
+        with ForwardReader(model, 0) as reader:
+            _last_logits(model, ids[:length], pixels, keep=1, prefix=prefix)
         if reader.attentions is None:
             raise AssertionError("the pass was run, so rows were read")
         rows = stack_rows(reader.attentions, length)[:, 0]
@@ -104,22 +90,13 @@ def score_continuation(
     )
 
 
-def _forward(model: VisualModel, ids: Tensor, pixels: dict[str, Tensor], keep: int, prefix: Prefix | None) -> Tensor:
+def _last_logits(
+    model: PreTrainedModel, ids: Tensor, pixels: Mapping[str, Tensor], keep: int, prefix: Prefix | None
+) -> Tensor:
     """Logits [keep, V] of the last positions of one sequence; what the prefix holds is not run again."""
     tokens = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
     if prefix is not None:
-        inputs = model.move({**tokens, "input_ids": ids[None, prefix.length :]})
-        return model.model(**inputs, past_key_values=prefix.branch([0]), use_cache=True, logits_to_keep=keep).logits[0]
-    inputs = model.move({**tokens, **pixels})
-    return model.model(**inputs, logits_to_keep=keep, use_cache=False).logits[0]
-
-
-def _with_continuation(model: VisualModel, encoded: Encoded, continuation: str) -> Tensor:
-    """Tokens [K] of the prompt with its answer; placeholders expanded without touching the pixels again."""
-    encoder = model.encoder
-    if encoded.text is None:
-        whole = f"{encoded.prompt} {continuation}"
-    else:
-        whole = encoder.prompt(encoded.text, encoded.n_images, answer=continuation)
-    counts = [encoder.layout((height, width)).n_tokens for width, height in encoded.image_sizes]
-    return torch.tensor(encoder.expand(encoder.text_ids(whole), counts))
+        inputs = on_device(model, {**tokens, "input_ids": ids[None, prefix.length :]})
+        return model(**inputs, past_key_values=prefix.branch([0]), use_cache=True, logits_to_keep=keep).logits[0]
+    inputs = on_device(model, {**tokens, **pixels})
+    return model(**inputs, logits_to_keep=keep, use_cache=False).logits[0]

@@ -1,4 +1,4 @@
-"""An image of any Pillow mode as the RGB picture that the processors get. Its size never changes.
+"""An image of any Pillow mode as the RGB picture that the processors get, and the blank one. Its size never changes.
 
 Grey, palette, CMYK and images with transparency become what Pillow's `convert("RGB")` makes of them (transparency is
 dropped), as in the original code and in lmms-eval's tasks. Pillow would clip 16-bit images to white; here they are scaled
@@ -6,6 +6,8 @@ to 8 bits. EXIF orientation is not applied: boxes are in pixels of the image as 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
         # the same colours as directly, without Pillow's warning about palettes with transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def blank_image(image: Image.Image, image_processor: Any) -> Image.Image:
+    """An RGB image of the same size in the processor's mean colour, which its normalisation maps to zero; else mid-grey."""
+    mean = list(getattr(image_processor, "image_mean", None) or [0.5])
+    mean = mean if len(mean) == 3 else [mean[0]] * 3
+    red, green, blue = (round(255 * part) for part in mean)
+    return Image.new("RGB", image.size, (red, green, blue))
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:

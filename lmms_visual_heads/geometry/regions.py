@@ -57,6 +57,35 @@ def patch_regions(image_size: Size, boxes: Sequence[Box], preprocessing: Preproc
     return np.concatenate(masks, axis=1)
 
 
+def region_of(image_size: Size, boxes: Any, preprocessing: Preprocessing) -> np.ndarray | None:
+    """Which patch tokens lie in the region that `boxes` make together.
+
+    Parameters
+    ----------
+    image_size : (int, int)
+        Height and width, pixels.
+    boxes : sequence of (x0, y0, x1, y1), or one such box
+        As for `patch_regions`.
+    preprocessing : Preprocessing
+
+    Returns
+    -------
+    ndarray, bool [n_patches], or None
+        None without boxes, and where the processor's geometry is not known.
+
+    Raises
+    ------
+    VisualHeadsError
+        As `patch_regions`.
+    """
+    if boxes is None or not len(boxes):
+        return None
+    if not hasattr(boxes[0], "__len__"):
+        boxes = [boxes]
+    masks = patch_regions(image_size, boxes, preprocessing)
+    return None if masks is None else masks.any(axis=0)
+
+
 def check_box(box: Any, image_size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:
     """A box as exact numbers.
 

@@ -32,7 +32,7 @@ class VisualHeadsHf(VisualHeadsLlava):
         refuse_llava_settings(asdict(asked))
         if asked.knockouts:
             raise VisualHeadsError(
-                f"Cutting heads needs a family whose layers are known to take the cut; {self.model_id} loads any, and "
+                f"Knocking out heads needs a family whose layers are known to let it; {self.model_id} loads any, and "
                 f"knockout={asked.knockout} came. Leave knockout out, or run a LLaVA checkpoint with visual_heads_llava."
             )
         return load_any_model(

@@ -96,7 +96,7 @@ class Arguments:
 
     @property
     def knockouts(self) -> tuple[str, ...]:
-        """What is cut: some of `KNOCKOUTS`, in that order."""
+        """What is knocked out: some of `KNOCKOUTS`, in that order."""
         return _parts(self.knockout, KNOCKOUTS)
 
     @property

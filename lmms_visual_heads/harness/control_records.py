@@ -28,14 +28,14 @@ class ControlRecords:
         Of this process, extra passes and ordinary requests.
     image_kl : dict of (task, doc_id) to mapping
         `swap_kl`, `blank_kl` of the answer table; None where missing.
-    cut : set of (task, doc_id)
-        Documents whose heads were cut.
+    knocked_out : set of (task, doc_id)
+        Documents whose heads were knocked out.
     """
 
     def __init__(self, journal: RunJournal, recalled: Mapping[tuple[str, int, str], Mapping[str, Any]]) -> None:
         self.costs = CostBook()
         self.image_kl: dict[Key, dict[str, float | None]] = {}
-        self.cut: set[Key] = set()
+        self.knocked_out: set[Key] = set()
         self._journal = journal
         self._recalled = recalled
         self._ran: dict[Key, tuple[str, Ran]] = {}
@@ -49,8 +49,8 @@ class ControlRecords:
 
     def ran(self, task: str, doc_id: int) -> Ran | None:
         """What the first request about a document ran; None where it was not answered here."""
-        found = self._ran.get((task, doc_id))
-        return None if found is None else found[1]
+        first = self._ran.get((task, doc_id))
+        return None if first is None else first[1]
 
     def has(self, task: str, doc_id: int, control: str) -> bool:
         """Whether an interrupted run measured this, in any of its processes."""
@@ -58,10 +58,10 @@ class ControlRecords:
 
     def recall(self, task: str, doc_id: int, digest: str, control: str) -> bool:
         """Whether an interrupted run measured this, as `add` was given it; it then counts as measured by this run."""
-        found = self._recalled.get((task, doc_id, control))
-        if found is None or found["digest"] != digest:
+        record = self._recalled.get((task, doc_id, control))
+        if record is None or record["digest"] != digest:
             return False
-        self._count(found)
+        self._count(record)
         return True
 
     def add(
@@ -74,7 +74,7 @@ class ControlRecords:
         kind: str,
         cost: Cost,
         image_kl: Mapping[str, float | None] | None = None,
-        cuts: Mapping[str, Any] | None = None,
+        causal: Mapping[str, Any] | None = None,
     ) -> None:
         """Record what extra passes measured on one document.
 
@@ -89,11 +89,11 @@ class ControlRecords:
         cost : Cost
         image_kl : mapping or None
             `swap_kl`, `blank_kl` of the answer table; None where missing.
-        cuts : mapping or None
+        causal : mapping or None
             Arguments of `CausalTableWriter.add`.
         """
-        if cuts is not None:
-            self._journal.add_causal(task, doc_id, **cuts)
+        if causal is not None:
+            self._journal.add_causal(task, doc_id, **causal)
         record = {
             "task": task,
             "doc_id": doc_id,
@@ -110,6 +110,6 @@ class ControlRecords:
         key, response = (record["task"], record["doc_id"]), record["response"]
         self.costs.add(key[0], response["kind"], Cost(**response["cost"]))
         if response["image_kl"] is None:
-            self.cut.add(key)
+            self.knocked_out.add(key)
         else:
             self.image_kl[key] = response["image_kl"]

@@ -16,10 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmms_visual_heads.capture.memory import out_of_memory
-from lmms_visual_heads.checkpoints.causal import KnockoutMeter, blank_image
 from lmms_visual_heads.checkpoints.encoding import Encoded
+from lmms_visual_heads.checkpoints.knockout import KnockoutMeter
 from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.images import blank_image
 from lmms_visual_heads.harness import costs, processes
 from lmms_visual_heads.harness.arguments import IMAGE_LIMIT, KNOCKOUT_LIMIT, Arguments
 from lmms_visual_heads.harness.batching import images_digest
@@ -28,7 +29,7 @@ from lmms_visual_heads.harness.costs import Cost
 from lmms_visual_heads.harness.recording import Document, RunRecorder
 from lmms_visual_heads.statistics.causal import answer_kl_or_nan
 
-_CUTS = "control.knockout"
+_KNOCKOUT = "control.knockout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Controls:
     Raises
     ------
     VisualHeadsError
-        When heads are to be cut in a family where they cannot be.
+        When heads are to be knocked out in a family where they cannot be.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Controls:
         self._sizes = sizes
         self._open_document = open_document
         self._kinds = arguments.image_controls
-        self._meter = KnockoutMeter(model, arguments.knockouts) if arguments.knockouts else None
+        self._meter = KnockoutMeter(model.model, arguments.knockouts) if arguments.knockouts else None
         self._noted: dict[tuple[str, int], _Noted] = {}
         self._visuals: dict[str, Callable[[Any], Any]] = {}
         self._batch_size = arguments.batch_size
@@ -112,18 +113,19 @@ class Controls:
         gathered = processes.gather((mine, self._recorder.controls.costs.sums))
         candidates = [of_rank for of_rank, _ in gathered]
         images = _flat(planned(candidates, self._arguments.limit(IMAGE_LIMIT))) if self._kinds else []
-        cuts = _flat(planned(candidates, self._arguments.limit(KNOCKOUT_LIMIT))) if self._meter else []
+        knockouts = _flat(planned(candidates, self._arguments.limit(KNOCKOUT_LIMIT))) if self._meter else []
         ordinary = sum((cost for _, sums in gathered for cost in sums.values()), Cost())
-        self._say_cost(images, cuts, ordinary)
-        images, cuts = self._left(images, self._image_name), self._left(cuts, lambda _: _CUTS)
-        passes = sum(self._image_cost(one).passes for one in images) + sum(self._cut_cost(one).passes for one in cuts)
+        self._say_cost(images, knockouts, ordinary)
+        images, knockouts = self._left(images, self._image_name), self._left(knockouts, lambda _: _KNOCKOUT)
+        passes = sum(self._image_cost(one).passes for one in images)
+        passes += sum(self._knockout_cost(one).passes for one in knockouts)
         with tqdm(total=passes, desc="extra passes", disable=processes.rank() != 0 or not passes) as self._progress:
             images.sort(key=lambda one: -one.candidate.ran.n_prompt)  # what does not fit is found at once
             while images:
                 part, images = images[: self._batch_size], images[self._batch_size :]
                 self._change_images(part)
-            for planned_one in cuts:
-                self._cut(planned_one)
+            for planned_one in knockouts:
+                self._knock_out(planned_one)
 
     def _candidate(self, key: tuple[str, int]) -> Candidate | None:
         ran, noted = self._recorder.controls.ran(*key), self._noted[key]
@@ -134,8 +136,8 @@ class Controls:
     def _left(self, plan: Sequence[Planned], name: Callable[[Planned], str]) -> list[Planned]:
         """This process's part of the plan, without what an interrupted run has measured."""
         recall = self._recorder.controls.recall
-        own = [one for one in plan if one.rank == processes.rank()]
-        return [one for one in own if not recall(*one.candidate.key, one.candidate.digest, name(one))]
+        of_this_process = [one for one in plan if one.rank == processes.rank()]
+        return [one for one in of_this_process if not recall(*one.candidate.key, one.candidate.digest, name(one))]
 
     def _image_name(self, one: Planned) -> str:
         """With another partner it is another measurement: a run of more documents may have chosen another."""
@@ -144,27 +146,27 @@ class Controls:
     def _image_cost(self, one: Planned) -> Cost:
         return image_cost(one, self._kinds, self._model.max_positions)
 
-    def _cut_cost(self, one: Planned) -> Cost:
+    def _knockout_cost(self, one: Planned) -> Cost:
         if self._meter is None:
             return Cost()
         ran = one.candidate.ran
         return Cost(*self._meter.cost(ran.n_prompt, ran.after_image, ran.blank is not None), ran.tower_tokens)
 
-    def _say_cost(self, images: Sequence[Planned], cuts: Sequence[Planned], ordinary: Cost) -> None:
+    def _say_cost(self, images: Sequence[Planned], knockouts: Sequence[Planned], ordinary: Cost) -> None:
         if processes.rank() != 0:
             return
-        if not images and not cuts:
+        if not images and not knockouts:
             tasks = self._arguments.control_tasks or self._arguments.capture_tasks
             self._recorder.say(f"no extra passes: no document of {tasks} has exactly one image")
             return
-        known = self._recorder.controls.has
-        left = [self._image_cost(one) for one in images if not known(*one.candidate.key, self._image_name(one))]
-        left += [self._cut_cost(one) for one in cuts if not known(*one.candidate.key, _CUTS)]
+        measured = self._recorder.controls.has
+        left = [self._image_cost(one) for one in images if not measured(*one.candidate.key, self._image_name(one))]
+        left += [self._knockout_cost(one) for one in knockouts if not measured(*one.candidate.key, _KNOCKOUT)]
         total = sum(left, Cost())
         flops, usual = self._sizes.flops(total), self._sizes.flops(ordinary)
         asked = [f"image_control={'+'.join(self._kinds)} on {len(images)} documents"] if images else []
-        asked += [f"knockout={'+'.join(self._arguments.knockouts)} on {len(cuts)} documents"] if cuts else []
-        done = len(images) + len(cuts) - len(left)
+        asked += [f"knockout={'+'.join(self._arguments.knockouts)} on {len(knockouts)} documents"] if knockouts else []
+        done = len(images) + len(knockouts) - len(left)
         self._recorder.say(
             f"extra passes for {', '.join(asked)}: about {total.passes:,} forward passes of {total.tokens:,} tokens, "
             f"{flops:.2g} FLOPs, {flops / max(usual, 1):.2g} times the ordinary run"
@@ -184,8 +186,8 @@ class Controls:
             if "blank" in self._kinds:
                 changed["blank"] = blank_image(image, self._model.processor.image_processor)
             places.append({kind: len(passes) + n for n, kind in enumerate(changed)})
-            for given in changed.values():
-                passes.append(_Pass(_where(candidate), self._encode(candidate, given), candidate.ran.blank))
+            for picture in changed.values():
+                passes.append(_Pass(_where(candidate), self._encode(candidate, picture), candidate.ran.blank))
         logits = self._logits(passes)
         for one, place in zip(part, places, strict=True):
             kl = {kind: _kl(logits[place["own"]], logits[place[kind]]) for kind in self._kinds if kind in place}
@@ -208,12 +210,12 @@ class Controls:
         groups: dict[tuple[int, bool], list[int]] = {}
         for place, one in enumerate(passes):
             groups.setdefault((len(one.encoded), one.blank is None), []).append(place)
-        found: dict[int, torch.Tensor] = {}
+        logits: dict[int, torch.Tensor] = {}
         for places in groups.values():
             while places:
                 batch, places = places[: self._batch_size], places[self._batch_size :]
-                found |= zip(batch, self._together([passes[place] for place in batch]), strict=True)
-        return [found[place] for place in range(len(passes))]
+                logits |= zip(batch, self._together([passes[place] for place in batch]), strict=True)
+        return [logits[place] for place in range(len(passes))]
 
     def _together(self, batch: Sequence[_Pass]) -> list[torch.Tensor]:
         """Logits of passes of equal length; a batch that does not fit into memory is halved, and so are those after it."""
@@ -236,7 +238,7 @@ class Controls:
         )
         return [*self._together(batch[:half]), *self._together(batch[half:])]
 
-    def _cut(self, one: Planned) -> None:
+    def _knock_out(self, one: Planned) -> None:
         """The knock-outs of one document."""
         if self._meter is None:
             raise AssertionError("knock-outs were planned, so there is a meter")
@@ -244,7 +246,7 @@ class Controls:
         document = self._open(candidate)
         encoded = self._encode(candidate, document.images[0])
         try:
-            found = self._meter.measure(encoded, candidate.ran.blank, self._advance)
+            effect = self._meter.measure(encoded, candidate.ran.blank, self._advance)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -252,14 +254,14 @@ class Controls:
         self._recorder.controls.add(
             *candidate.key,
             candidate.digest,
-            _CUTS,
+            _KNOCKOUT,
             kind=costs.KNOCKOUT,
-            cost=Cost(found.n_passes, found.n_tokens, costs.tower_tokens(encoded, self._model.model.config)),
-            cuts={
+            cost=Cost(effect.n_passes, effect.n_tokens, costs.tower_tokens(encoded, self._model.model.config)),
+            causal={
                 "item_id": document.item_id,
-                "all": found.all,
-                "layers": None if found.layers is None else found.layers.numpy(),
-                "heads": None if found.heads is None else found.heads.numpy(),
+                "all": effect.all,
+                "layers": None if effect.layers is None else effect.layers.numpy(),
+                "heads": None if effect.heads is None else effect.heads.numpy(),
             },
         )
 
@@ -284,8 +286,8 @@ def _flat(plan: dict[str, list[Planned]]) -> list[Planned]:
     return [one for of_task in plan.values() for one in of_task]
 
 
-def _kl(without: torch.Tensor, given: torch.Tensor) -> float | None:
-    value = float(answer_kl_or_nan(without[None], given[None])[0])
+def _kl(without: torch.Tensor, changed: torch.Tensor) -> float | None:
+    value = float(answer_kl_or_nan(without[None], changed[None])[0])
     return value if math.isfinite(value) else None
 
 

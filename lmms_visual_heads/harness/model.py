@@ -19,11 +19,12 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from lmms_visual_heads.capture.cut import check_can_cut
+from lmms_visual_heads.capture.knockout import check_can_knock_out
 from lmms_visual_heads.capture.memory import out_of_memory
 from lmms_visual_heads.capture.prefix import common_prefix
+from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.loading import load_model
-from lmms_visual_heads.checkpoints.model import Encoded, VisualModel
+from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import arguments, batching, costs, lmms_eval_facts, processes
 from lmms_visual_heads.harness.controls import Controls
@@ -86,7 +87,7 @@ class VisualHeadsLlava(lmms):
         asked = self.arguments
         self.visual_model = self._load(asked)
         if asked.knockouts:
-            check_can_cut(self.visual_model.model)
+            check_can_knock_out(self.visual_model.model)
         sizes = costs.Sizes.of(self.visual_model)
         weights = [path for path in (asked.pretrained, asked.model_base, asked.peft) if path]
         self._recorder = RunRecorder(
@@ -414,7 +415,7 @@ class VisualHeadsLlava(lmms):
         statistics, share = None, None
         said = answer_text(response["text"]) if answer is not None and answer.n_answer_tokens else None
         if rows is not None:
-            numbers = self.visual_model.head_statistics(encoded, rows, document.boxes)
+            numbers = self.visual_model.head_statistics(encoded, rows)
             region_share = numbers.pop("region_share")
             share = None if bool(region_share.isnan().all()) else float(region_share[~region_share.isnan()][0])
             stacked = torch.stack(list(numbers.values())).cpu().numpy()
@@ -468,13 +469,10 @@ class VisualHeadsLlava(lmms):
     def _encode(self, document: Document, context: str, family: list[Waiting]) -> tuple[Document, Encoded]:
         """The document's tensors; those of its images are taken from another request of the family where there is one."""
         try:
+            boxes = document.boxes if document.captured else None
             if family:
                 document = dataclasses.replace(document, images=family[0].document.images)  # equal: hold one copy
-                encoded = self.visual_model.encode_again(context, family[0].encoded)
-            else:
-                encoded = self.visual_model.encode(context, document.images)
-            if document.captured and document.boxes:
-                self.visual_model.region(encoded, document.boxes)  # a bad box is found before the model runs
-            return document, encoded
+                return document, self.visual_model.encode_again(context, family[0].encoded, boxes)
+            return document, self.visual_model.encode(context, document.images, boxes)
         except VisualHeadsError as error:
             raise VisualHeadsError(f"Task {document.task}, document {document.doc_id}: {error}") from None

@@ -41,7 +41,7 @@ class _Part:
     skipped: dict[tuple[str, int], str]
     costs: dict[tuple[str, str], costs.Cost]
     image_kl: dict[tuple[str, int], dict[str, float | None]]
-    cut: set[tuple[str, int]]
+    knocked_out: set[tuple[str, int]]
 
 
 class RunRecorder:
@@ -132,17 +132,17 @@ class RunRecorder:
             When the document has changed since.
         """
         self._see(document)
-        found = self._recalled.get((document.task, document.doc_id, request))
-        if found is None:
+        record = self._recalled.get((document.task, document.doc_id, request))
+        if record is None:
             return None
-        if found["digest"] != document.digest.hex():
+        if record["digest"] != document.digest.hex():
             raise VisualHeadsError(
                 f"A run goes on only with the data that it began with; document {document.doc_id} of task {document.task} has "
                 f"changed since. Remove {self._journal.path} to begin anew."
             )
-        if found.get("ran") is not None:
-            self._note(document, request, costs.Ran(**found["ran"]))
-        return found["response"]
+        if record.get("ran") is not None:
+            self._note(document, request, costs.Ran(**record["ran"]))
+        return record["response"]
 
     def wants_rows(self, document: Document) -> bool:
         """Whether this request's rows are to be read: the document is captured, and none of its requests gave rows yet."""
@@ -233,7 +233,7 @@ class RunRecorder:
         """
         self.check_all_seen(expected)
         self._journal.flush()
-        of_controls = (self.controls.costs.sums, self.controls.image_kl, self.controls.cut)
+        of_controls = (self.controls.costs.sums, self.controls.image_kl, self.controls.knocked_out)
         part = _Part(self._seen, self._captured, self._rowless, self._skipped, *of_controls)
         parts = processes.gather(part)
         written: list[Path] = []
@@ -271,7 +271,7 @@ class RunRecorder:
         rowless = {document: why for part in parts for document, why in part.rowless.items()}
         skipped = {document: why for part in parts for document, why in part.skipped.items()}
         image_kl = {document: kl for part in parts for document, kl in part.image_kl.items()}
-        cut = {document for part in parts for document in part.cut}
+        knocked_out = {document for part in parts for document in part.knocked_out}
         self._say_skipped(skipped)
         if skipped and not digests:
             raise VisualHeadsError(
@@ -281,16 +281,16 @@ class RunRecorder:
             return []
         stem = self._new_stem()
         cost = {} if self._sizes is None else costs.by_task((part.costs for part in parts), self._sizes)
-        controlled = {"n_image_control": set(image_kl), "n_knockout": cut}
+        controlled = {"n_image_control": set(image_kl), "n_knockout": knocked_out}
         tasks = run_facts.described(digests, rowless, skipped, cost, controlled)
         metadata = self._metadata_without_tasks() | {"tasks": tasks}
         answers = (
             AnswerTableWriter(self._journal.table(ANSWERS_SUFFIX), image_kl=image_kl) if self._with_answers else None
         )
         heads = HeadTableWriter(self._journal.table(HEADS_SUFFIX)) if captured else None
-        causal = CausalTableWriter(self._journal.table(CAUSAL_SUFFIX)) if cut else None
-        self._journal.merge(set(digests), heads, answers, causal, cut)
-        self._check_whole((heads, captured), (answers, set(digests)), (causal, cut))
+        causal = CausalTableWriter(self._journal.table(CAUSAL_SUFFIX)) if knocked_out else None
+        self._journal.merge(set(digests), heads, answers, causal, knocked_out)
+        self._check_whole((heads, captured), (answers, set(digests)), (causal, knocked_out))
         tables = {HEADS_SUFFIX: heads, ANSWERS_SUFFIX: answers, CAUSAL_SUFFIX: causal}
         whole = {suffix: table.close(metadata) for suffix, table in tables.items() if table is not None}
         # Every table is complete before the first one gets its place.
@@ -311,7 +311,9 @@ class RunRecorder:
         else:
             self.say("answers=false: heads only, no answers and no scores")
         if causal is not None:
-            self.say(f"answers to {causal.n_documents} documents with heads cut: [bold]{written[CAUSAL_SUFFIX]}[/bold]")
+            self.say(
+                f"answers to {causal.n_documents} documents with heads knocked out: [bold]{written[CAUSAL_SUFFIX]}[/bold]"
+            )
         for (task, reason), count in sorted(Counter((task, why) for (task, _), why in rowless.items()).items()):
             self.say(f"{task}: {count} documents {run_facts.ROWLESS[reason]} were answered and have no rows")
         return list(written.values())

@@ -11,6 +11,7 @@ import torch
 
 from lmms_visual_heads import load_model
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.statistics.heads import HEAD_STATISTICS
 from tests.builders.tiny import QUESTION, noise_image, real_shapes
 
 
@@ -157,9 +158,11 @@ def test_attention_rows_without_a_region(model) -> None:
 
 
 def test_head_statistics_of_a_document(model) -> None:
-    encoded = model.encode(QUESTION, [noise_image()])
+    encoded = model.encode(QUESTION, [noise_image()], boxes=[(0, 0, 28, 28)])
     generation = model.generate([encoded], query="last_prompt", max_new_tokens=1)[0]
-    found = model.head_statistics(encoded, generation.rows, boxes=[(0, 0, 28, 28)])
+    found = model.head_statistics(encoded, generation.rows)
+    assert set(found) <= set(HEAD_STATISTICS)
+    assert found["region_attention"].isfinite().all()
     frame = model.attention_rows(noise_image(), QUESTION, query="last_prompt", boxes=[(0, 0, 28, 28)]).statistics()
     for name, values in found.items():
         np.testing.assert_allclose(values.reshape(-1).numpy(), frame[name], atol=1e-6)

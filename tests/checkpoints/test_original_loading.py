@@ -205,11 +205,10 @@ def test_unpadding_rounds_as_the_original_in_the_model_too(built) -> None:
     ]
     assert sizes
     for height, width in sizes[:3]:
-        encoded = model.encode(QUESTION, [noise_image(width, height)])
+        encoded = model.encode(QUESTION, [noise_image(width, height)], boxes=[(0, 0, width / 2, height)])
         assert len(encoded.visual_positions) == image_layout((height, width), ours).n_tokens
-        region = model.region(encoded, [(0, 0, width / 2, height)])
-        assert region is not None
-        assert len(region) == len(encoded.patch_positions)
+        assert encoded.region is not None
+        assert len(encoded.region) == len(encoded.patch_positions)
         assert model.generate([encoded], query="last_prompt", max_new_tokens=1)[0].rows is not None
 
 

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from lmms_visual_heads import load_model
-from lmms_visual_heads.checkpoints.causal import KnockoutMeter
+from lmms_visual_heads.checkpoints import knockout
+from lmms_visual_heads.checkpoints.knockout import KnockoutMeter
+from lmms_visual_heads.checkpoints.passes import prefill_documents
 from lmms_visual_heads.demo.manifest import checkpoints_folder
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness.any_model import VisualHeadsHf
@@ -122,7 +124,9 @@ def test_swap_and_blank_are_those_of_plain_forward_passes(tiny: Tiny, tmp_path: 
     for number, document in enumerate(documents):
         of_one = causal[(causal.task == "one") & (causal.doc_id == number)].set_index(["layer", "head"]).kl
         encoded = slow.encode(document["question"], sized(document))
-        expected = KnockoutMeter(slow).measure(encoded, slow.generate([encoded], query=None, max_new_tokens=2)[0].blank)
+        expected = KnockoutMeter(slow.model).measure(
+            encoded, slow.generate([encoded], query=None, max_new_tokens=2)[0].blank
+        )
         assert len(of_one) == 1 + slow.n_layers * (1 + slow.n_heads)
         assert of_one[-1, -1] == pytest.approx(expected.all, rel=1e-3, abs=1e-6)
         for layer in range(slow.n_layers):
@@ -154,9 +158,9 @@ def test_nothing_else_changes_and_the_cost_is_written(
     assert [ordinary[name]["forward_passes"] for name in ("one", "two", "none")] == [5, 2, 2]
     one = table.loc["one"]
     assert ordinary["one"]["tokens"] == (one.n_prompt_tokens + one.n_answer_tokens - 1).sum()
-    images, cuts = cost["one"]["cost"]["image_control"], cost["one"]["cost"]["knockout"]
-    n_cuts = 1 + 3 * 5
-    assert (images["forward_passes"], cuts["forward_passes"]) == (15, 5 * (n_cuts + 1))
+    images, heads = cost["one"]["cost"]["image_control"], cost["one"]["cost"]["knockout"]
+    n_knockouts = 1 + 3 * 5
+    assert (images["forward_passes"], heads["forward_passes"]) == (15, 5 * (n_knockouts + 1))
     swapped = one.n_prompt_tokens - one.n_visual_tokens + np.roll(one.n_visual_tokens, -1)
     assert images["tokens"] == (2 * one.n_prompt_tokens + swapped).sum()
     assert ordinary["none"]["flops"] > 0
@@ -170,15 +174,14 @@ def test_nothing_else_changes_and_the_cost_is_written(
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("where", ["images", "cuts"])
+@pytest.mark.parametrize("where", ["images", "knockouts"])
 def test_an_interrupted_run_goes_on_without_measuring_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    name = {"images": "answer_logits", "cuts": "prefill"}[where]
     calls: list[int] = []
 
     def failing_at(one: VisualHeadsLlava, deadly: int) -> VisualHeadsLlava:
-        whole = getattr(one.visual_model, name)
+        whole = one.visual_model.answer_logits if where == "images" else prefill_documents
 
         def counted(*args: Any, **more: Any) -> Any:
             calls.append(1)
@@ -186,7 +189,10 @@ def test_an_interrupted_run_goes_on_without_measuring_again(
                 raise RuntimeError("the machine broke")
             return whole(*args, **more)
 
-        monkeypatch.setattr(one.visual_model, name, counted)
+        if where == "images":
+            monkeypatch.setattr(one.visual_model, "answer_logits", counted)
+        else:
+            monkeypatch.setattr(knockout, "prefill_documents", counted)
         return one
 
     asked = {**EVERYTHING, "batch_size": 1, "reuse_prefix": "false"}
@@ -199,7 +205,7 @@ def test_an_interrupted_run_goes_on_without_measuring_again(
     monkeypatch.setattr(second.visual_model, "generate", None)  # answers are not asked for again either
     run(second, one_task)
     # of 4 documents: 3 prompts each, none was complete; one prefix each, two were
-    assert len(calls) == {"images": 12, "cuts": 2}[where]
+    assert len(calls) == {"images": 12, "knockouts": 2}[where]
     run(model(tiny, tmp_path / "b", **asked), one_task)
     assert_same(tmp_path / "a", tmp_path / "b")
     assert metadata(tmp_path / "a") == metadata(tmp_path / "b")
@@ -228,9 +234,10 @@ def test_batches_that_do_not_fit_are_halved_and_what_does_not_fit_alone_is_named
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for name in ("answer_logits", "prefill"):
+    for name in ("answer_logits", "prefill_documents"):
         small = model(tiny, tmp_path / name, batch_size=1, reuse_prefix="false", **EVERYTHING)
-        monkeypatch.setattr(small.visual_model, name, full)
+        owner = small.visual_model if name == "answer_logits" else knockout
+        monkeypatch.setattr(owner, name, full)
         with pytest.raises(
             VisualHeadsError, match=r"extra passes of every document must fit .* document 0 of task t do not"
         ):
@@ -248,14 +255,14 @@ def test_what_is_not_finite_is_null_and_the_run_goes_on(
         return whole(batch, blanks) * (float("nan") if len(calls) == 2 else 1)
 
     @functools.wraps(forward)
-    def cut_head_is_nan(*args: Any, **given: Any) -> Any:
+    def head_is_nan(*args: Any, **given: Any) -> Any:
         output = forward(*args, **given)
-        if "visual_cut" in given:
-            output.logits[8] = float("nan")  # uncut, all, layer 0, its 4 heads ... in the order of the cuts
+        if "visual_knockout" in given:
+            output.logits[8] = float("nan")  # intact, all, layer 0, its 4 heads ... in the order of the knock-outs
         return output
 
     monkeypatch.setattr(broken.visual_model, "answer_logits", second_is_nan)
-    monkeypatch.setattr(broken.visual_model.model, "forward", cut_head_is_nan)
+    monkeypatch.setattr(broken.visual_model.model, "forward", head_is_nan)
     run(broken, [InlineTask("t", questions(2))])
     table = read_answer_table(tmp_path).frame
     assert table.swap_kl.isna().sum() == 1
@@ -328,7 +335,7 @@ def test_own_prompts_of_a_benchmark_with_an_embedded_checkpoint(tmp_path: Path) 
     )
 
 
-def test_any_family_swaps_and_blanks_and_refuses_to_cut(tmp_path: Path) -> None:
+def test_any_family_swaps_and_blanks_and_refuses_to_knock_out(tmp_path: Path) -> None:
     checkpoint = any_checkpoint("qwen2-vl", tmp_path / "qwen")
     given = {"pretrained": str(checkpoint), "capture_tasks": "*"}
     for size in (1, 3):

@@ -177,12 +177,12 @@ def test_a_nan_head_is_missing_and_named(tiny: Tiny, tmp_path: Path, capsys: pyt
     whole = model.visual_model.head_statistics
     seen = []
 
-    def broken(encoded: Any, rows: Any, boxes: Any = None) -> Any:
+    def broken(encoded: Any, rows: Any) -> Any:
         seen.append(len(seen))
         if len(seen) == 2:
             rows = rows.clone()
             rows[1, 2, 0] = float("nan")
-        return whole(encoded, rows, boxes)
+        return whole(encoded, rows)
 
     model.visual_model.head_statistics = broken  # type: ignore[method-assign]
     run(model, [InlineTask("vhead_obj", [{**d, "question": "How many?"} for d in questions(3)])])

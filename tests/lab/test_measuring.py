@@ -28,12 +28,13 @@ from lab.zoo.model import build_model
 from lab.zoo.settings import Training
 from lab.zoo.vocabulary import build_processor
 from lmms_visual_heads import load_model
-from lmms_visual_heads.checkpoints.causal import KnockoutMeter, blank_image
 from lmms_visual_heads.checkpoints.encoding import Encoded
+from lmms_visual_heads.checkpoints.knockout import KnockoutMeter
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
 from lmms_visual_heads.demo.manifest import shipped_checkpoints
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features.profiles import read_profiles
+from lmms_visual_heads.geometry.images import blank_image
 from lmms_visual_heads.geometry.preprocessing import Preprocessing
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.probe.scoring import is_correct
@@ -211,7 +212,7 @@ def test_cuts_are_those_of_whole_masks(
 ) -> None:
     model = loaded[kind]
     name = "suite_obj_count"
-    meter = KnockoutMeter(model)
+    meter = KnockoutMeter(model.model)
     slow = []
     for one, said in zip(encoded(model, name, own_pictures("count")), asked(model, name), strict=True):
         slow.append(meter.measure(one, said.token_ids[0] if said.answer.answer_token_index else None))
