@@ -23,9 +23,9 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.images import blank_image
 from lmms_visual_heads.harness import costs, processes
 from lmms_visual_heads.harness.arguments import IMAGE_LIMIT, KNOCKOUT_LIMIT, Arguments
-from lmms_visual_heads.harness.batching import images_digest
 from lmms_visual_heads.harness.control_plan import Candidate, Planned, fits, image_cost, planned
 from lmms_visual_heads.harness.costs import Cost
+from lmms_visual_heads.harness.families import images_digest
 from lmms_visual_heads.harness.recording import Document, RunRecorder
 from lmms_visual_heads.statistics.causal import answer_kl_or_nan
 

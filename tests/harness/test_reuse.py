@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.harness.batching import families, images_digest
+from lmms_visual_heads.harness.families import families, images_digest
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, HEADS_SUFFIX
 from lmms_visual_heads.tables import read_head_table
