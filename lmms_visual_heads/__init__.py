@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_model": "lmms_visual_heads.checkpoints.loading",
-    "load_any_model": "lmms_visual_heads.checkpoints.any_model",
+    "load_any_model": "lmms_visual_heads.checkpoints.loading",
     "read_measurements": "lmms_visual_heads.features.measurements",
     "read_scores": "lmms_visual_heads.tables",
     "read_items": "lmms_visual_heads.tables",

@@ -74,7 +74,7 @@ def train(
     from tqdm import tqdm
 
     from lab.zoo.training import run_training
-    from lmms_visual_heads.checkpoints.loading import choose_device
+    from lmms_visual_heads.checkpoints.settings import choose_device
 
     where = str(choose_device(device))
     # One thread: results do not depend on the machine's cores, and two trainings can run side by side.

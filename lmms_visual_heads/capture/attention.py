@@ -116,13 +116,13 @@ def visual_heads_attention(
     row: Tensor | LateRow | None = None
     if visual_knockout is not None and visual_knockout.changes_layer(int(module.layer_idx)):  # type: ignore[arg-type]
         attention_mask = visual_knockout.mask(int(module.layer_idx), query, key, attention_mask)  # type: ignore[arg-type]
+    for name, what in _UNSUPPORTED.items():
+        if kwargs.get(name) is not None:  # SDPA would leave it out, and answer as another model
+            raise VisualHeadsError(
+                f"Reading attention rows needs plain softmax attention; {type(module).__name__} uses {what}. "
+                "Run it with lmms-eval's own wrapper, without heads."
+            )
     if output_attentions:
-        for name, what in _UNSUPPORTED.items():
-            if kwargs.get(name) is not None:
-                raise VisualHeadsError(
-                    f"Reading attention rows needs plain softmax attention; {type(module).__name__} uses {what}. "
-                    "Run this model without capture."
-                )
         scaling = kwargs.get("scaling")
         if can_wait(query, key, attention_mask):
             row = LateRow(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)

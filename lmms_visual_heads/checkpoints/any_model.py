@@ -24,16 +24,16 @@ from lmms_visual_heads.capture.layers import local_layers
 from lmms_visual_heads.capture.prefix import Prefix
 from lmms_visual_heads.capture.reader import ForwardReader
 from lmms_visual_heads.capture.support import check_config, check_decoder
-from lmms_visual_heads.checkpoints import loading
-from lmms_visual_heads.checkpoints.adapters import is_adapter
 from lmms_visual_heads.checkpoints.any_encoding import PROBE_QUESTION, AnyEncoder, probe_image, stackable
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import Generation, VisualModel
-from lmms_visual_heads.checkpoints.original_config import is_original
 from lmms_visual_heads.checkpoints.passes import batch_inputs, on_device
 from lmms_visual_heads.checkpoints.processors import check_files
 from lmms_visual_heads.checkpoints.quantization import countable, describe_quantization, quantization_settings
 from lmms_visual_heads.checkpoints.scoring import ScoredContinuation
+from lmms_visual_heads.checkpoints.settings import LoadSettings
+from lmms_visual_heads.checkpoints.sources import checked_source, stored_config
+from lmms_visual_heads.checkpoints.weights import hugging_face_weights
 from lmms_visual_heads.errors import VisualHeadsError, first_line
 from lmms_visual_heads.names import model_name as name_of
 from lmms_visual_heads.statistics.answers import answer_statistics
@@ -46,7 +46,7 @@ _PROCESSOR_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, I
 
 
 class AnyVisualModel(VisualModel):
-    """A loaded checkpoint of any family; made by `load_any_model`. Image attention, C, F, S and sink; no regions."""
+    """A loaded checkpoint of any family; made by `load_any`. Image attention, C, F, S and sink; no regions."""
 
     encoder: AnyEncoder
 
@@ -143,7 +143,7 @@ def _failing_on(model: AnyVisualModel, batch: Sequence[Encoded]) -> Iterator[Non
         ) from error
 
 
-def load_any_model(
+def load_any(
     pretrained: str | Path,
     *,
     device: str | torch.device | None = None,
@@ -153,7 +153,7 @@ def load_any_model(
     quantization: str | None = None,
     device_map: str | dict[str, Any] | None = None,
 ) -> AnyVisualModel:
-    """Load a checkpoint of any family that transformers loads as image-text-to-text.
+    """Load a checkpoint of any family that transformers loads as image-text-to-text, knowing nothing of it beforehand.
 
     Parameters
     ----------
@@ -171,23 +171,17 @@ def load_any_model(
     VisualHeadsError
         As `load_model`; and where the family's rows cannot be right: encoder-decoder, cross-attention, soft-capped
         attention, a text model off transformers' attention interface, visual tokens that are not marked in `input_ids`.
-
-    Examples
-    --------
-    >>> model = load_any_model("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
     """
-    source = loading.checked_source(pretrained)
-    loading.check_device_map(device_map, device)
+    source = checked_source(pretrained)
+    device, dtype = LoadSettings(device=device, dtype=dtype, device_map=device_map).placement()
     config = _any_config(source, revision)
     check_config(config)
-    where = loading.choose_device(device)
-    wanted = loading._dtype(dtype, where)
-    packed = quantization_settings(source, config.to_dict(), quantization, wanted, where)
+    packed = quantization_settings(source, config.to_dict(), quantization, dtype, device)
     quantized = describe_quantization(config.to_dict(), quantization)
     model_class = AutoModelForImageTextToText._model_mapping[type(config)]
     processor = _any_processor(source, revision)
     encoder = AnyEncoder(processor, config, model_class)
-    model = loading._weights(source, config, revision, wanted, where, model_class, packed, device_map)
+    model = hugging_face_weights(source, config, revision, dtype, device, model_class, packed, device_map)
     check_decoder(model)
     attach(model)
     name = name_of(str(pretrained), model_name)
@@ -196,37 +190,18 @@ def load_any_model(
     return loaded
 
 
-def load_by_family(pretrained: str | Path, **settings: Any) -> VisualModel:
-    """`load_model` for the LLaVA families in either format, which knows their regions; `load_any_model` for all others.
-
-    Raises
-    ------
-    VisualHeadsError
-        As these; and for a setting that only `load_model` takes, given for another family.
-    """
-    if is_adapter(Path(str(pretrained).strip() or ".").expanduser()):
-        return loading.load_model(pretrained, **settings)
-    source = loading.checked_source(pretrained)
-    stored = loading.stored_config(source, settings.get("revision"))
-    if is_original(stored) or stored.get("model_type") in loading.MODEL_CLASSES:
-        return loading.load_model(pretrained, **settings)
-    refuse_llava_settings(settings)
-    taken = {name: value for name, value in settings.items() if name not in LLAVA_SETTINGS}
-    return load_any_model(pretrained, **taken)
-
-
 def refuse_llava_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse what `load_model` takes and `load_any_model` does not: nothing that is asked for is passed over."""
-    given = next((name for name in LLAVA_SETTINGS if settings.get(name) is not None), None)
-    if given is not None:
+    """Refuse what `load_model` takes and `load_any` does not: nothing that is asked for is passed over."""
+    name = next((name for name in LLAVA_SETTINGS if settings.get(name) is not None), None)
+    if name is not None:
         raise VisualHeadsError(
             "visual_heads_hf takes the prompt from the checkpoint's chat template, and processor and weights as they are; "
-            f"{given}= came, which is for LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA (visual_heads_llava). Leave it out."
+            f"{name}= came, which is for LLaVA-1.5, LLaVA-NeXT and ViP-LLaVA (visual_heads_llava). Leave it out."
         )
 
 
 def _any_config(source: str, revision: str | None) -> Any:
-    stored = loading.stored_config(source, revision)
+    stored = stored_config(source, revision)
     kind = stored.get("model_type")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -312,14 +287,14 @@ def prove_rows(model: AnyVisualModel) -> None:
         inputs.append(encoded)
         hidden.append(first.hidden)
     rows = rows_of_pass(model.model, attentions, len(inputs[1]), "last_prompt")
-    given = [row for row in attentions or () if row is not None]
-    shapes = {tuple(row.shape) for row in given}
+    read = [row for row in attentions or () if row is not None]
+    shapes = {tuple(row.shape) for row in read}
     if rows is None or shapes != {(1, model.n_heads, 1, len(inputs[1]))}:
         raise VisualHeadsError(
             f"Reading attention rows needs one row per head over the whole prompt of {len(inputs[1])} tokens; the layers of "
             f"{kind} return {sorted(shapes)}. Run it with lmms-eval's own wrapper, without heads."
         )
-    off_by = max(float((row.float().sum(-1) - 1).abs().max()) for row in given)
+    off_by = max(float((row.float().sum(-1) - 1).abs().max()) for row in read)
     if not off_by <= SUM_TOLERANCE:
         raise VisualHeadsError(
             f"Reading attention rows needs softmax rows, which sum to 1; those of {kind} are off by {off_by:.2g}. "
@@ -372,6 +347,6 @@ class _FirstLayer:
             self._hook.remove()
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("hidden_states", args[0] if args else None)
-        if self.hidden is None and isinstance(given, Tensor):
-            self.hidden = given.clone()
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        if self.hidden is None and isinstance(hidden, Tensor):
+            self.hidden = hidden.clone()

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_visual_heads.capture.selfcheck import drawn_image
-from lmms_visual_heads.checkpoints import loading
+from lmms_visual_heads.checkpoints import loading, sources
 from lmms_visual_heads.checkpoints.encoding import PromptEncoder
 from lmms_visual_heads.checkpoints.original import OriginalCheckpoint, load_weights, read_checkpoint, stored_dtype
 from lmms_visual_heads.checkpoints.original_config import is_original
@@ -97,8 +97,8 @@ def convert_checkpoint(
         When the source is not an original checkpoint or is damaged, the destination is in the way, the disk is full, or
         the proof fails. Nothing is left at the destination then.
     """
-    text = loading.checked_source(source)
-    stored = loading.stored_config(text, revision)
+    text = sources.checked_source(source)
+    stored = sources.stored_config(text, revision)
     if not is_original(stored):
         raise VisualHeadsError(
             f"convert takes a checkpoint in the original llava format; {text} has model_type {stored.get('model_type')!r}, "

@@ -50,9 +50,9 @@ def check(
         raise VisualHeadsError(f"--format must be table or json; got {output_format!r}. Choose one of them.")
 
     from lmms_visual_heads.capture.selfcheck import self_check
-    from lmms_visual_heads.checkpoints.any_model import load_by_family
+    from lmms_visual_heads.checkpoints.loading import load_model
 
-    model = load_by_family(
+    model = load_model(
         checkpoint,
         device=device,
         dtype=dtype,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lmms_visual_heads.checkpoints.any_model import load_any_model, refuse_llava_settings
+from lmms_visual_heads.checkpoints.any_model import load_any, refuse_llava_settings
 from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import processes
@@ -23,7 +23,7 @@ class VisualHeadsHf(VisualHeadsLlava):
     ------
     VisualHeadsError
         As `VisualHeadsLlava`; for `conversation=`, `image_aspect=`, `model_base=`, `peft=` and `knockout=`; and for families
-        whose rows cannot be right (`load_any_model`).
+        whose rows cannot be right (`load_model`).
     """
 
     model_id = ANY_MODEL_ID
@@ -35,7 +35,7 @@ class VisualHeadsHf(VisualHeadsLlava):
                 f"Knocking out heads needs a family whose layers are known to let it; {self.model_id} loads any, and "
                 f"knockout={asked.knockout} came. Leave knockout out, or run a LLaVA checkpoint with visual_heads_llava."
             )
-        return load_any_model(
+        return load_any(
             asked.pretrained,
             device=asked.device or processes.device(asked.device_map),
             device_map=asked.device_map,

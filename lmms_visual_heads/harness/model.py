@@ -17,7 +17,7 @@ from transformers import Cache
 
 from lmms_visual_heads.capture.knockout import check_can_knock_out
 from lmms_visual_heads.capture.prefix import Prefix
-from lmms_visual_heads.checkpoints.loading import load_model
+from lmms_visual_heads.checkpoints.loading import check_is_llava, load_model
 from lmms_visual_heads.checkpoints.model import VisualModel
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import arguments, columns, costs, lmms_eval_facts, processes
@@ -110,6 +110,7 @@ class VisualHeadsLlava(lmms):
         self.device = self.visual_model.device
 
     def _load(self, asked: arguments.Arguments) -> VisualModel:
+        check_is_llava(asked.pretrained, asked.revision, asked.model_base)
         return load_model(
             asked.pretrained,
             device=asked.device or processes.device(asked.device_map),

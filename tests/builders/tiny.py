@@ -79,7 +79,7 @@ def tiny_tokenizer(double_bos: bool = False) -> Any:
 
 
 def _text_config(kind: str, tokenizer: Any, **changes: Any) -> Any:
-    from transformers import LlamaConfig, MistralConfig, Phi3Config
+    from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig, Phi3Config
 
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -104,6 +104,10 @@ def _text_config(kind: str, tokenizer: Any, **changes: Any) -> Any:
         return MistralConfig(**{"sliding_window": None, **settings, "num_key_value_heads": 2})
     if kind == "phi3":
         return Phi3Config(**settings, original_max_position_embeddings=2048)
+    if kind == "gemma2":  # its scores are soft-capped
+        return Gemma2Config(**settings, head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=0.5)
+    if kind == "gptoss":  # it has learned attention sinks
+        return GptOssConfig(**settings, head_dim=16, num_local_experts=2, num_experts_per_tok=1)
     raise KeyError(kind)
 
 
@@ -124,7 +128,7 @@ def tiny_checkpoint(
     Parameters
     ----------
     kind : str
-        One of `KINDS`.
+        One of `KINDS`, or "llava-gemma2", "llava-gptoss", which are refused.
     folder : Path
         Written to, with config.json, weights, tokenizer and processor files.
     seed : int

@@ -80,8 +80,9 @@ def test_output_is_stock_sdpa_bit_for_bit(wanted: bool) -> None:
 
 def test_soft_capped_attention_is_refused() -> None:
     query, key, value = tensors(2, 2, 4)
-    with pytest.raises(VisualHeadsError, match=r"needs plain softmax attention.*soft-capped"):
-        visual_heads_attention(SimpleNamespace(), query, key, value, None, output_attentions=True, softcap=30.0)
+    for wanted in (True, False):  # SDPA would leave the cap out with capture off, too
+        with pytest.raises(VisualHeadsError, match=r"needs plain softmax attention.*soft-capped"):
+            visual_heads_attention(SimpleNamespace(), query, key, value, None, output_attentions=wanted, softcap=30.0)
 
 
 def test_name_is_ours() -> None:

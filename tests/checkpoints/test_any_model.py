@@ -15,10 +15,10 @@ from torch import Tensor
 from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.layers import attention_layers, local_layers
 from lmms_visual_heads.checkpoints import any_encoding
-from lmms_visual_heads.checkpoints.any_model import AnyVisualModel, load_any_model, load_by_family, prove_rows
+from lmms_visual_heads.checkpoints.any_model import AnyVisualModel, load_any, prove_rows
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.any_tiny import any_checkpoint
-from tests.builders.tiny import noise_image, tiny_tokenizer
+from tests.builders.tiny import noise_image, tiny_checkpoint, tiny_tokenizer
 
 KINDS = (
     "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "llava-onevision",
@@ -48,7 +48,7 @@ def load(folders: Callable[[str], Path]) -> Load:
 
     def get(kind: str) -> AnyVisualModel:
         if kind not in loaded:
-            loaded[kind] = load_any_model(folders(kind), device="cpu", dtype="float32")
+            loaded[kind] = load_any(folders(kind), device="cpu", dtype="float32")
         return loaded[kind]
 
     return get
@@ -245,7 +245,7 @@ def test_soft_capped_attention_is_refused(folders: Callable[[str], Path]) -> Non
     with pytest.raises(
         VisualHeadsError, match=r"paligemma caps its attention scores \(attn_logit_softcapping = 50.0\)"
     ):
-        load_any_model(folders("paligemma2"), device="cpu")
+        load_any(folders("paligemma2"), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_soft_capped_attention_is_refused(folders: Callable[[str], Path]) -> Non
 def test_what_cannot_be_right_is_refused_by_name(tmp_path: Path, config: dict[str, Any], sentence: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(VisualHeadsError, match=sentence) as caught:
-        load_any_model(tmp_path, device="cpu")
+        load_any(tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -271,7 +271,7 @@ def test_a_tokenizer_alone_is_no_processor(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(VisualHeadsError, match=r"needs its processor|needs a processor for images and text"):
-        load_any_model(tmp_path, device="cpu")
+        load_any(tmp_path, device="cpu")
 
 
 def test_visual_tokens_that_are_not_marked_are_refused(
@@ -281,7 +281,7 @@ def test_visual_tokens_that_are_not_marked_are_refused(
     with pytest.raises(
         VisualHeadsError, match=r"mistral3 \(PixtralProcessor\) names no token that an image puts there"
     ):
-        load_any_model(folders("mistral3"), device="cpu")
+        load_any(folders("mistral3"), device="cpu")
 
 
 def test_a_wrong_visual_token_is_found_out(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,21 +328,63 @@ def test_the_self_check_holds_for_any_family(kind: str, load: Load) -> None:
     assert 0 <= result.facts["largest_image_attention"] <= 1 + 1e-6
 
 
-def test_the_family_decides_which_loader_reads_a_checkpoint(
-    folders: Callable[[str], Path], tiny: Callable[[str], Path]
-) -> None:
+def test_one_door_loads_every_family(folders: Callable[[str], Path], tiny: Callable[[str], Path]) -> None:
     settings = {"device": "cpu", "dtype": "float32"}
-    assert isinstance(load_by_family(folders("qwen2-vl"), **settings), AnyVisualModel)
-    known = load_by_family(tiny("llava-llama"), **settings)
-    assert not isinstance(known, AnyVisualModel)
-    with pytest.raises(VisualHeadsError, match=r"has model_type 'qwen2_vl'. .*--model visual_heads_hf"):
-        load_model(folders("qwen2-vl"), **settings)
+    other = load_model(folders("qwen2-vl"), **settings)
+    assert isinstance(other, AnyVisualModel)
+    assert "qwen2-vl': Qwen2VLForConditionalGeneration, 3 layers x 4 heads, float32 on cpu" in repr(other)
+    assert not isinstance(load_model(tiny("llava-llama"), **settings), AnyVisualModel)
+    rows = other.attention_rows(noise_image(), QUESTION, boxes=[(0, 0, 9, 9)], max_new_tokens=2)
+    assert rows.region_positions is None
+    assert len(rows.values.shape) == 3
+    assert rows.values.shape[2] == len(rows.input_ids) + 1
+    assert rows.prompt.count(other.encoder.image_token) == 1
+    assert len(rows.statistics()) == 3 * 4
+    assert repr(rows).startswith(
+        f"AttentionRows(3 layers x 4 heads x {rows.values.shape[2]} keys, query first_generated"
+    )
+
+
+def test_what_only_llava_takes_is_refused_for_other_families(folders: Callable[[str], Path]) -> None:
+    for name, value in (("conversation", "v1"), ("image_aspect", "pad"), ("model_base", "x"), ("peft", "x")):
+        with pytest.raises(VisualHeadsError, match=rf"{name}= came, which is for LLaVA"):
+            load_model(folders("qwen2-vl"), device="cpu", **{name: value})
+
+
+def test_questions_do_not_share_an_images_tensors_in_unknown_families(load: Load) -> None:
+    model = load("qwen2-vl")
+    encoded = model.encode(QUESTION, [noise_image()])
+    with pytest.raises(VisualHeadsError, match=r"share an image's tensors in LLaVA families only.*Use encode"):
+        model.encode_again(QUESTION, encoded)
+
+
+def test_the_old_name_still_loads_and_says_so(tiny: Callable[[str], Path]) -> None:
+    from lmms_visual_heads import load_any_model
+
+    with pytest.warns(DeprecationWarning, match="load_model loads every family"):
+        assert isinstance(load_any_model(tiny("llava-llama"), device="cpu"), AnyVisualModel)
+
+
+@pytest.mark.parametrize("load", [load_model, load_any], ids=["door", "any"])
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("llava-gemma2", r"caps its attention scores \(attn_logit_softcapping = 0.5\)"),
+        ("llava-gptoss", r"GptOssModel\) without scaled dot-product attention"),
+    ],
+)
+def test_a_text_model_whose_answers_would_not_be_its_own_is_refused_in_every_family(
+    tmp_path: Path, load: Callable[..., Any], kind: str, sentence: str
+) -> None:
+    """SDPA leaves out the cap and the sinks: without the check, answers and rows are those of another model."""
+    with pytest.raises(VisualHeadsError, match=sentence):
+        load(tiny_checkpoint(kind, tmp_path / kind), device="cpu", dtype="float32")
 
 
 def test_llava_itself_gives_the_same_rows_without_regions(tiny: Callable[[str], Path]) -> None:
     image = noise_image()  # needs no resize, in which the image backends differ by grey levels
     known = load_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(image, QUESTION)
-    found = load_any_model(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(
+    found = load_any(tiny("llava-llama"), device="cpu", dtype="float32").attention_rows(
         image, QUESTION, boxes=[(0, 0, 9, 9)]
     )
     assert found.region_positions is None

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lmms_visual_heads import load_model
-from lmms_visual_heads.checkpoints import loading
+from lmms_visual_heads.checkpoints.loading import check_is_llava
+from lmms_visual_heads.checkpoints.settings import choose_dtype
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.tiny import KINDS, QUESTION, noise_image, tiny_checkpoint
 
@@ -137,8 +138,8 @@ def test_a_stored_generation_config_brings_no_sampling_and_no_warnings(copy: Pat
 
 
 def test_dtype_defaults() -> None:
-    assert loading._dtype(None, torch.device("cuda")) == torch.bfloat16
-    assert loading._dtype(None, torch.device("cpu")) == torch.float32
+    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype(None, torch.device("cpu")) == torch.float32
 
 
 def test_image_backend_is_pil_whatever_the_file_says(copy: Path) -> None:
@@ -170,17 +171,25 @@ def test_no_such_checkpoint(tmp_path: Path) -> None:
 
 
 def test_unsupported_models_are_named(copy: Path) -> None:
-    edit(copy / "config.json", model_type="qwen2_vl")
-    sentence = refusal(copy)
-    assert "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava)" in sentence
-    assert "model_type 'qwen2_vl'" in sentence
+    check_is_llava(copy)
     edit(copy / "config.json", model_type="my_own_kind")
     assert "model_type 'my_own_kind'" in refusal(copy)
-    vision = json.loads((copy / "config.json").read_text())["vision_config"]
-    edit(copy / "config.json", model_type="llava", vision_config={**vision, "model_type": "pixtral"})
-    assert "vision tower must be one of clip_vision_model, siglip_vision_model" in refusal(copy)
+    edit(copy / "config.json", model_type="llama")
+    assert "model_type 'llama', which is none" in refusal(copy)
     edit(copy / "config.json", model_type="llava_mpt", mm_vision_tower="openai/clip-vit-large-patch14-336")
     assert "Of the original llava format" in refusal(copy)
+
+
+def test_what_visual_heads_llava_does_not_read_is_named(copy: Path) -> None:
+    edit(copy / "config.json", model_type="qwen2_vl")
+    with pytest.raises(VisualHeadsError) as caught:
+        check_is_llava(copy)
+    assert "LLaVA-1.5 (llava), LLaVA-NeXT (llava_next) and ViP-LLaVA (vipllava)" in str(caught.value)
+    assert "model_type 'qwen2_vl'. Give one of these, or read it with --model visual_heads_hf" in str(caught.value)
+    vision = json.loads((copy / "config.json").read_text())["vision_config"]
+    edit(copy / "config.json", model_type="llava", vision_config={**vision, "model_type": "pixtral"})
+    with pytest.raises(VisualHeadsError, match="vision tower must be one of clip_vision_model, siglip_vision_model"):
+        check_is_llava(copy)
 
 
 def test_broken_config(copy: Path) -> None:

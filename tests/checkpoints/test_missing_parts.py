@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmms_visual_heads import load_model
-from lmms_visual_heads.checkpoints.any_model import load_any_model
+from lmms_visual_heads.checkpoints.any_model import load_any
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.original import original_checkpoint
 from tests.builders.tiny import QUESTION, noise_image
@@ -24,7 +24,7 @@ def folder(tiny, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny("llava-llama"), tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize("load", [load_model, load_any_model], ids=["llava", "any"])
+@pytest.mark.parametrize("load", [load_model, load_any], ids=["llava", "any"])
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"])
 @pytest.mark.parametrize(
     ("content", "words"), [("", "is empty"), (POINTER, "is a Git LFS pointer")], ids=["empty", "pointer"]
@@ -35,7 +35,7 @@ def test_an_empty_file_or_a_pointer_is_named(folder: Path, load: Callable, name:
         load(folder, device="cpu")
 
 
-@pytest.mark.parametrize("load", [load_model, load_any_model], ids=["llava", "any"])
+@pytest.mark.parametrize("load", [load_model, load_any], ids=["llava", "any"])
 def test_a_pointer_in_the_place_of_weights_is_named(folder: Path, load: Callable) -> None:
     (folder / "model.safetensors").write_text(POINTER)
     with pytest.raises(VisualHeadsError, match=r"model\.safetensors is a Git LFS pointer"):
@@ -50,7 +50,7 @@ def test_an_original_checkpoint_with_an_empty_tokenizer_is_refused(tmp_path: Pat
         load_model(folder, device="cpu")
 
 
-@pytest.mark.parametrize("load", [load_model, load_any_model], ids=["llava", "any"])
+@pytest.mark.parametrize("load", [load_model, load_any], ids=["llava", "any"])
 @pytest.mark.parametrize(
     ("name", "entry"),
     [

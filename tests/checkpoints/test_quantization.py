@@ -14,7 +14,7 @@ import torch
 from lmms_visual_heads import load_model
 from lmms_visual_heads.capture.selfcheck import self_check
 from lmms_visual_heads.checkpoints import quantization
-from lmms_visual_heads.checkpoints.any_model import load_any_model
+from lmms_visual_heads.checkpoints.any_model import load_any
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.original import original_checkpoint
 from tests.builders.tiny import QUESTION, noise_image
@@ -43,7 +43,7 @@ def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
 
 
-@pytest.mark.parametrize("load", [load_model, load_any_model])
+@pytest.mark.parametrize("load", [load_model, load_any])
 def test_without_bitsandbytes(load: Callable[..., Any], tiny: Tiny, tmp_path: Path, not_installed: None) -> None:
     words = refusal(load, tiny("llava-llama"), quantization="4bit")
     assert "quantization=4bit needs the package bitsandbytes, which is not installed" in words
@@ -52,7 +52,7 @@ def test_without_bitsandbytes(load: Callable[..., Any], tiny: Tiny, tmp_path: Pa
     assert "A checkpoint stored in 8bit needs the package bitsandbytes" in refusal(load, stored)
 
 
-@pytest.mark.parametrize("load", [load_model, load_any_model])
+@pytest.mark.parametrize("load", [load_model, load_any])
 def test_what_is_no_quantization(load: Callable[..., Any], tiny: Tiny) -> None:
     assert "quantization must be 4bit or 8bit; got '3bit'" in refusal(load, tiny("llava-llama"), quantization="3bit")
 
@@ -128,7 +128,7 @@ def test_quantised_on_loading_and_as_stored(bits: str, tiny: Tiny, tmp_path: Pat
     assert stored.description["quantization"] == bits
     assert stored.description["language_model_parameters"] == plain.description["language_model_parameters"]
     torch.testing.assert_close(stored.attention_rows(noise_image(), QUESTION).values, rows, atol=1e-5, rtol=0)
-    assert load_any_model(source, device="cpu", quantization=bits).description["quantization"] == bits
+    assert load_any(source, device="cpu", quantization=bits).description["quantization"] == bits
     assert self_check(packed, repeats=1).passed
     refused = refusal(load_model, folder, quantization=bits)
     assert f"is stored quantised ({bits})" in refused

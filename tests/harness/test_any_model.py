@@ -14,7 +14,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
-from lmms_visual_heads.checkpoints.any_model import load_any_model
+from lmms_visual_heads.checkpoints.any_model import load_any
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import plugin
 from lmms_visual_heads.harness.any_model import VisualHeadsHf
@@ -92,7 +92,7 @@ def test_answers_are_those_of_a_plain_wrapper_and_tables_hold_the_rows(
     assert set(heads.task) == {"one"}
     assert len(answer) == 9
     assert heads[["region_attention", "region_attention_base", "region_share"]].isna().all(axis=None)
-    slow = load_any_model(folder(kind), device="cpu", dtype="float32")
+    slow = load_any(folder(kind), device="cpu", dtype="float32")
     for number, document in enumerate(questions(6)):
         expected = slow.attention_rows(picture(10 * number), document["question"]).statistics()
         found = heads[heads.doc_id == number].sort_values(["layer", "head"]).reset_index(drop=True)
