@@ -76,17 +76,17 @@ def _measure_shipped(out: Path, to: Path | None, batch_size: int, limit: int | N
     shipped = shipped_checkpoints()
     results = measure_all({entry["name"]: entry["path"] for entry in shipped}, out, batch_size=batch_size, limit=limit)
     target = measured.measured_folder() if to is None else to
-    own = target / measured.OWN_FOLDER
+    own = target / measured.BENCHMARK_FOLDER
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
-    for table in measured.own_tables(out, (entry["name"] for entry in shipped)):
+    for table in measured.benchmark_tables(out, (entry["name"] for entry in shipped)):
         shutil.copy2(table, own)
     write_profiles(read_profiles([out / "heads"]), target / measured.PROFILES_FILE)
     write_scores(read_results(results).frame, target / measured.SCORES_FILE)
     lineages = pd.DataFrame({"model": [e["name"] for e in shipped], "lineage": [e["lineage"] for e in shipped]})
     lineages.to_csv(target / measured.LINEAGES_FILE, index=False)
     typer.echo(
-        f"{len(shipped)} checkpoints in {target}: {measured.PROFILES_FILE}, {measured.OWN_FOLDER}/, {measured.SCORES_FILE}, "
+        f"{len(shipped)} checkpoints in {target}: {measured.PROFILES_FILE}, {measured.BENCHMARK_FOLDER}/, {measured.SCORES_FILE}, "
         f"{measured.LINEAGES_FILE}"
     )
 

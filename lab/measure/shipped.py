@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lmms_visual_heads.demo.measured import OWN_FOLDER
-from lmms_visual_heads.demo.runs import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
+from lmms_visual_heads.demo.measured import BENCHMARK_FOLDER
+from lmms_visual_heads.demo.runs import BENCHMARK_ARGUMENTS, BENCHMARK_PROMPTS, BENCHMARKS, PROBE
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.names import file_stem
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
@@ -32,7 +32,7 @@ def measure(
         Model name -> folder in Hugging Face format.
     out : Path
         Gets `heads/<name>.heads.parquet`, `heads/<name>.answers.parquet`, `results/<name>_results.json`, and
-        `own/<name>.answers.parquet` and `own/<name>.causal.parquet`: the first `OWN_PROMPTS` documents of each benchmark.
+        `own/<name>.answers.parquet` and `own/<name>.causal.parquet`: the first `BENCHMARK_PROMPTS` documents of each benchmark.
     batch_size, limit
         As for lmms-eval.
 
@@ -43,7 +43,7 @@ def measure(
     """
     # The small checkpoints know the drawn scenes only: other data under the same task names are left aside.
     os.environ.pop("VHEAD_DATA", None)
-    heads, results, own = out / "heads", out / "results", out / OWN_FOLDER
+    heads, results, own = out / "heads", out / "results", out / BENCHMARK_FOLDER
     for folder in (heads, results, own):
         folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -62,9 +62,9 @@ def measure(
             part.write_text(json.dumps(document, indent=1, sort_keys=True, default=str))
             os.replace(part, target)
         if not own.joinpath(f"{stem}{CAUSAL_SUFFIX}").exists():
-            few = OWN_PROMPTS if limit is None else min(OWN_PROMPTS, limit)
+            few = BENCHMARK_PROMPTS if limit is None else min(BENCHMARK_PROMPTS, limit)
             with tempfile.TemporaryDirectory(dir=out) as scratch:
-                arguments = {"heads": scratch, "model_name": name, **OWN_ARGUMENTS}
+                arguments = {"heads": scratch, "model_name": name, **BENCHMARK_ARGUMENTS}
                 evaluate(checkpoint, [BENCHMARKS], batch_size=batch_size, limit=few, **arguments)
                 _keep(Path(scratch), own / stem, ANSWERS_SUFFIX, CAUSAL_SUFFIX)
     return written

@@ -106,12 +106,12 @@ def generate_with_rows(
             f"{type(model).__name__} calls another model's. Run it with lmms-eval's own wrapper."
         )
     tokens = output.sequences[:, length:][:, : settings.get("max_new_tokens")]
-    kept = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
+    step_cache = getattr(output, "past_key_values", None) if reader.n_passes == 1 else None
     del output, cache  # it holds the cache of the whole answer
     second_logits = reader.first_logits[1] if len(reader.first_logits) > 1 else None
     attentions = reader.attentions
     if query == "first_generated" and reader.n_passes == 1:
-        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], kept, settings, read_rows=True)
+        attentions, second_logits = _step_after(model, inputs, tokens[:, :1], step_cache, settings, read_rows=True)
     rows = rows_of_pass(model, attentions, length, query)
     return CapturedGeneration(
         tokens, rows, reader.first_logits[0], second_logits, reader.token_log_probabilities(tokens)
@@ -139,16 +139,16 @@ def rows_of_pass(
     """
     if query is None:
         return None
-    given = [row for row in attentions or () if row is not None]
+    layer_rows = [row for row in attentions or () if row is not None]
     text_config = model.config.get_text_config(decoder=True)
     n_layers = int(text_config.num_hidden_layers)
-    layers = list(range(n_layers)) if len(given) == n_layers else attention_layers(text_config)
-    if len(given) != len(layers):
+    layers = list(range(n_layers)) if len(layer_rows) == n_layers else attention_layers(text_config)
+    if len(layer_rows) != len(layers):
         raise VisualHeadsError(
-            f"Every one of the {len(layers)} layers must return its attention row; {len(given)} did (attention "
+            f"Every one of the {len(layers)} layers must return its attention row; {len(layer_rows)} did (attention "
             f"implementation {text_config._attn_implementation!r}). Load the model with load_model."
         )
-    rows = stack_rows(given, length + (query == "first_generated"))
+    rows = stack_rows(layer_rows, length + (query == "first_generated"))
     if len(layers) == n_layers:
         return rows
     every = rows.new_full((n_layers, *rows.shape[1:]), float("nan"))

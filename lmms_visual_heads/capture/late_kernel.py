@@ -51,6 +51,6 @@ def scores_kernel(
         query_head = head * GROUP + member
         place = query + row * query_of_batch + query_head * query_of_head
         one_query = tl.load(place + numbers, mask=numbers < WIDTH, other=0.0).to(tl.float32)
-        found = tl.sum(keys * one_query[None, :], axis=1) * scaling
+        products = tl.sum(keys * one_query[None, :], axis=1) * scaling
         out = scores + ((layer * n_batch + row) * n_key_heads * GROUP + query_head) * n_keys
-        tl.store(out + positions, found, mask=positions < n_keys)
+        tl.store(out + positions, products, mask=positions < n_keys)

@@ -116,10 +116,10 @@ def prompt_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: Cac
         When a layer with attention gave no row.
     """
     length = inputs["input_ids"].shape[1]
-    given = dict(inputs)
+    forward_inputs = dict(inputs)
     if cache is not None:
-        given["input_ids"] = given["input_ids"][:, cache.get_seq_length() :]
-    output = model.model(**given, past_key_values=cache, use_cache=cache is not None, output_attentions=True)
+        forward_inputs["input_ids"] = forward_inputs["input_ids"][:, cache.get_seq_length() :]
+    output = model.model(**forward_inputs, past_key_values=cache, use_cache=cache is not None, output_attentions=True)
     rows = rows_of_pass(model, output.attentions, length, "last_prompt")
     if rows is None:
         raise AssertionError("a query was given, so rows were read")

@@ -172,13 +172,13 @@ def compared_with_study(name: str, layers: int, heads: int) -> dict[str, str]:
     known = find_known(name)
     if known is None:
         return {}
-    found = {"known_model": known.model}
+    facts = {"known_model": known.model}
     loaded = f"{layers} x {heads}"
     if loaded != known.study_layers_x_heads:
-        found["heads_note"] = (
+        facts["heads_note"] = (
             f"{loaded} layers x heads by this checkpoint's config; the study says {known.study_layers_x_heads}"
         )
-    return found
+    return facts
 
 
 @cache
@@ -244,8 +244,8 @@ def published_scores(
     for benchmark, documents_of in sorted(by_benchmark.items()):
         ranked = sorted(documents_of.values(), key=len, reverse=True)
         chosen: dict[str, dict[str, str]] = {}
-        for found in ranked if mix_sources else ranked[:1]:
-            chosen = {**found, **chosen}
+        for of_document in ranked if mix_sources else ranked[:1]:
+            chosen = {**of_document, **chosen}
         for model in sorted(chosen, key=list(repositories).index):
             line = chosen[model]
             rows.append(

@@ -218,13 +218,13 @@ def _downloaded(source: str, revision: str | None) -> Path:
 
 def _trained_beside(folder: Path) -> list[Path]:
     """What a folder without a whole model holds besides its adapter: projector, and whatever else was trained."""
-    found = [folder / name for name in (NON_LORA_FILE, PROJECTOR_FILE) if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in (NON_LORA_FILE, PROJECTOR_FILE) if (folder / name).is_file()]
+    if not files:
         raise VisualHeadsError(
             f"With model_base=, a folder holds {NON_LORA_FILE} (LoRA) or {PROJECTOR_FILE}; {folder} has neither. "
             "Copy it from where the checkpoint comes from."
         )
-    return found[:1]
+    return files[:1]
 
 
 def _look_inside(source: str, files: list[Path]) -> tuple[int, bool]:

@@ -164,8 +164,8 @@ def _check_projector(source: str, stored: dict[str, Any]) -> None:
 
 
 def _aspect(source: str, stored: dict[str, Any], wanted: str | None) -> tuple[str, tuple[tuple[int, int], ...]]:
-    said = stored.get("image_aspect_ratio") or "square"
-    if said == "anyres":
+    stated = stored.get("image_aspect_ratio") or "square"
+    if stated == "anyres":
         if wanted is not None:
             raise VisualHeadsError(
                 f"image_aspect= is for models that see one square view; {source} sees tiles (anyres). Leave it out."
@@ -180,12 +180,12 @@ def _aspect(source: str, stored: dict[str, Any], wanted: str | None) -> tuple[st
     if wanted is not None:
         return wanted, ()
     aspects = {"pad": "pad", "square": "crop", "resize": "stretch"}
-    if said not in aspects:
+    if stated not in aspects:
         raise VisualHeadsError(
-            f"image_aspect_ratio must be pad, square, resize or anyres; {source} has {said!r}. "
+            f"image_aspect_ratio must be pad, square, resize or anyres; {source} has {stated!r}. "
             "Give a LLaVA-1.5, LLaVA-1.6 or ViP-LLaVA checkpoint."
         )
-    return aspects[said], ()
+    return aspects[stated], ()
 
 
 def _pinpoints(source: str, stored: Any) -> tuple[tuple[int, int], ...]:

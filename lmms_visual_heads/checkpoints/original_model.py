@@ -176,5 +176,5 @@ def generation_settings(text: Any, tokenizer: Any, stop: str | None, stored: dic
         named = stored.get("eos_token_id", text.eos_token_id)
         ends += named if isinstance(named, list) else [named]
     pad = next((token for token in (stored.get("pad_token_id"), tokenizer.pad_token_id) if token is not None), None)
-    found = list(dict.fromkeys(int(token) for token in ends if token is not None))
-    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=found or None, pad_token_id=pad)
+    end_tokens = list(dict.fromkeys(int(token) for token in ends if token is not None))
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end_tokens or None, pad_token_id=pad)

@@ -85,27 +85,33 @@ def find_tower(
     """
     name = config.tower
     places = _places(name, folder, local, base)
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    from_hub = found is None and (inside is False or name not in _PUBLISHED)
-    if found is None and from_hub:
-        found = _from_hub(name, weights=not inside)
-    if found is None and not (inside and name in _PUBLISHED):
+    folder_of_tower = next((place for place in places if (place / "config.json").is_file()), None)
+    from_hub = folder_of_tower is None and (inside is False or name not in _PUBLISHED)
+    if folder_of_tower is None and from_hub:
+        folder_of_tower = _from_hub(name, weights=not inside)
+    if folder_of_tower is None and not (inside and name in _PUBLISHED):
         where = ", ".join(str(place) for place in places)
         raise VisualHeadsError(
             f"The vision tower {name!r} must lie in the checkpoint's folder, in a parent of it, in the working directory or on "
             f"the hub; it was not found (looked for {where}, and on the hub). Put its folder beside the checkpoint."
         )
-    if found is None:
+    if folder_of_tower is None:
         vision = CLIPVisionConfig(**_LARGE, **_PUBLISHED[name])
         return Tower(name, vision, (), _image_settings({}, vision.image_size), "checkpoint")
-    vision = _vision_config(found, name)
-    stored = _json(found / "preprocessor_config.json") if (found / "preprocessor_config.json").is_file() else {}
+    vision = _vision_config(folder_of_tower, name)
+    stored = (
+        _json(folder_of_tower / "preprocessor_config.json")
+        if (folder_of_tower / "preprocessor_config.json").is_file()
+        else {}
+    )
     settings = _image_settings(stored, vision.image_size)
     if inside and (config.tower_was_trained or from_hub):
         return Tower(name, vision, (), settings, "checkpoint")
-    if inside and not _has_weights(found):
+    if inside and not _has_weights(folder_of_tower):
         return Tower(name, vision, (), settings, "checkpoint")
-    return Tower(name, vision, tuple(weight_files(found)), settings, name if from_hub else str(found))
+    return Tower(
+        name, vision, tuple(weight_files(folder_of_tower)), settings, name if from_hub else str(folder_of_tower)
+    )
 
 
 def _places(name: str, folder: Path, local: bool, base: Path | None) -> list[Path]:

@@ -1,7 +1,7 @@
 """The study's published statistics: `<model>/<split>/imatt_sum.pt`, `imatt_concen.pt`, `reatt_sum.pt` -> means per head.
 
-The study is Bi et al., "Unveiling Visual Perception in Language Models", CVPR 2025; the files are its Hugging Face data
-set `jing-bi/visual-head`, which was not at hand here.
+The study, here and wherever the package says so, is Bi et al., "Unveiling Visual Perception in Language Models", CVPR 2025; the
+files are its Hugging Face data set `jing-bi/visual-head`, which was not at hand here.
 
 Known from its code (github.com/jing-bi/visual-head): the folders and the names `imatt_sum.pt`, `reatt_sum.pt`; one
 tensor per file whose mean over dimension 0 is the map of layers x heads (`heatmap.py`); the row that is recorded is the
@@ -106,7 +106,7 @@ def read_study(
                 f"{place.parent.parent}. Name one of the two folders."
             )
         seen[key] = place
-    found: list[StudySplit] = []
+    splits: list[StudySplit] = []
     notes: list[str] = []
     shapes: dict[str, tuple[int, int]] = {}
     for number, ((model, split), place) in enumerate(sorted(seen.items()), start=1):
@@ -114,14 +114,14 @@ def read_study(
         shape = (known.layers, known.heads) if known else shapes.get(model)
         one = _read_split(model, split, place, shape, notes)
         if one is not None:
-            found.append(one)
+            splits.append(one)
             layers, heads = one.image_attention.shape
             shapes.setdefault(model, (layers, heads))
         if progress is not None:
             progress(number, len(seen))
-    if not found:
+    if not splits:
         raise VisualHeadsError(notes[0])
-    return found, tuple(notes)
+    return splits, tuple(notes)
 
 
 def _read_split(
@@ -184,21 +184,21 @@ def _mean_over_documents(
     count = torch.zeros(layers, heads, dtype=torch.int64)
     for piece in tensor.split(_DOCUMENTS_AT_ONCE):
         values = piece.to(torch.float64)
-        there = ~values.isnan()
+        present = ~values.isnan()
         if values.isinf().any():
             raise VisualHeadsError(
                 f"Statistics must be finite or missing; {path} has infinite ones. Download it again, or leave it out."
             )
         if bounded:
-            outside = there & ((values < -_ROUNDING) | (values > 1 + _ROUNDING))
+            outside = present & ((values < -_ROUNDING) | (values > 1 + _ROUNDING))
             if outside.any():
                 raise VisualHeadsError(
                     f"Attention is a share from 0 to 1; {path} has {values[outside][0].item():.4g}. Download it again, or "
                     "leave it out."
                 )
             values = values.clamp(0.0, 1.0)
-        total += torch.where(there, values, 0.0).sum(dim=0)
-        count += there.sum(dim=0)
+        total += torch.where(present, values, 0.0).sum(dim=0)
+        count += present.sum(dim=0)
     # 0 / 0 is NaN, the missing value: a head without any document
     return (total / count).numpy(), count.numpy()
 

@@ -131,8 +131,8 @@ def method_of(stored: dict[str, Any]) -> str:
 def describe_quantization(config: dict[str, Any], quantization: str | None) -> dict[str, str]:
     """{"quantization": …} where the weights in memory are quantised."""
     stored = stored_quantization(config)
-    found = quantization if stored is None else method_of(stored)
-    return {} if found is None else {"quantization": found}
+    method = quantization if stored is None else method_of(stored)
+    return {} if method is None else {"quantization": method}
 
 
 def countable(model: PreTrainedModel) -> Any:

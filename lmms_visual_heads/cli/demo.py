@@ -10,6 +10,11 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lmms_visual_heads.demo.story import Cast
+    from lmms_visual_heads.features.measurements import Measurements
+    from lmms_visual_heads.harness.evaluation import CommandRun
+    from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
+
 _COMPARED = ("predicted", "interval", "baseline", "actual", "")
 DEMO_CHECKPOINT = "w80-d3-t16-s4000"
 
@@ -34,89 +39,48 @@ def demo(
     """
     from rich.console import Console
 
-    from lmms_visual_heads.demo.manifest import shipped_checkpoints
-    from lmms_visual_heads.errors import VisualHeadsError
+    from lmms_visual_heads.demo import story
 
-    shipped = {entry["name"]: entry for entry in shipped_checkpoints()}
-    if checkpoint not in shipped:
-        raise VisualHeadsError(f"--checkpoint must be one of {', '.join(shipped)}; {checkpoint!r} came.")
-    _make_folders(out)
+    actors = story.cast(checkpoint)
+    story.make_folders(out)
     console = Console()
-    probed = shipped[checkpoint]
-    relatives = [name for name, entry in shipped.items() if entry["lineage"] == probed["lineage"]]
-
-    measurements = _measure(console, probed, out)
-    predictor = _fit(console, shipped, relatives, out)
+    measurements = _measure(console, actors.probed, out)
+    predictor = _fit(console, actors, out)
     predictions = _predict(console, predictor, measurements, out)
-    results = _score(console, probed, documents, out)
+    results = _score(console, actors.probed, documents, out)
     _compare(console, predictions, results, out)
     _report(console, measurements, predictor, out)
 
 
-def _make_folders(out: Path) -> None:
-    from lmms_visual_heads.errors import VisualHeadsError
-
-    try:
-        for name in ("heads", "scoring", "logs"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-            for old in (out / name).glob("*.parquet*"):
-                old.unlink()
-    except OSError as error:
-        raise VisualHeadsError(
-            f"--out must name a folder that can be written; {str(out)!r} cannot ({error.strerror})."
-        ) from None
-
-
-def _run(
-    console: Any, probed: dict[str, Any], task: str, out: Path, tables: str, limit: int | None = None, **model_args: str
-) -> Path:
-    """Run lmms-eval on one task as typed, its tables in `out / tables`, say how, and return its results file."""
-    from lmms_visual_heads.harness.evaluation import run_command
-
-    run = run_command(
-        probed["path"],
-        [task],
-        output=out / "logs",
-        heads=out / tables,
-        batch_size=32,
-        limit=limit,
-        model_name=probed["name"],
-        **model_args,
-    )
+def _show(console: Any, run: CommandRun) -> None:
     console.print(f"[dim]$ {run.command}[/dim]", soft_wrap=True, highlight=False)
-    return run.results
 
 
-def _measure(console: Any, probed: dict[str, Any], out: Path) -> Any:
+def _measure(console: Any, probed: dict[str, Any], out: Path) -> Measurements:
     """Heads on the probe, and what the checkpoint answered to prompts of the benchmarks."""
-    from lmms_visual_heads.demo.runs import BENCHMARKS, OWN_ARGUMENTS, OWN_PROMPTS, PROBE
+    from lmms_visual_heads.demo import story
+    from lmms_visual_heads.demo.runs import BENCHMARK_PROMPTS
     from lmms_visual_heads.features.measurements import read_measurements
 
     console.rule("1. Probe: 256 drawn scenes, three questions each, heads read on the way", align="left")
-    _run(console, probed, PROBE, out, "heads")
-    console.rule(f"2. {OWN_PROMPTS} prompts of each benchmark, labels unused, also with heads cut", align="left")
-    _run(console, probed, BENCHMARKS, out, "heads", OWN_PROMPTS, **OWN_ARGUMENTS)
-    return read_measurements(out / "heads")
+    _show(console, story.run_probe(probed, out))
+    console.rule(
+        f"2. {BENCHMARK_PROMPTS} prompts of each benchmark, labels unused, also with heads knocked out", align="left"
+    )
+    _show(console, story.run_benchmark_prompts(probed, out))
+    return read_measurements(out / story.HEADS)
 
 
-def _fit(console: Any, shipped: dict[str, Any], relatives: list[str], out: Path) -> Any:
-    from lmms_visual_heads.demo.measured import LINEAGES_FILE, SCORES_FILE, measured_folder
-    from lmms_visual_heads.features.measurements import read_measurements
-    from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
-    from lmms_visual_heads.tables import read_lineages, read_scores
+def _fit(console: Any, actors: Cast, out: Path) -> BenchmarkPredictor:
+    from lmms_visual_heads.demo import story
 
-    folder = measured_folder()
-    others = [name for name in shipped if name not in relatives]
-    scores = read_scores(folder / SCORES_FILE)
-    scores = scores[scores.model.isin(others)]
-    lineages = {name: lineage for name, lineage in read_lineages(folder / LINEAGES_FILE).items() if name in others}
     console.rule("3. Fit a predictor on checkpoints with known scores", align="left")
     with console.status("fitting every method, with every group of trainings left out in turn"):
-        predictor = BenchmarkPredictor().fit(read_measurements(folder).only(others), scores, groups=lineages)
+        predictor, n_trainings = story.fitted(actors.others)
     predictor.save(out / "predictor.skops")
     console.print(
-        f"{len(others)} checkpoints of {len(set(lineages.values()))} other trainings that answered the same prompts; none of "
-        f"the probed one's training: {', '.join(relatives)}",
+        f"{len(actors.others)} checkpoints of {n_trainings} other trainings that answered the same prompts; none of "
+        f"the probed one's training: {', '.join(actors.relatives)}",
         highlight=False,
     )
     return predictor
@@ -140,44 +104,42 @@ def _predict(console: Any, predictor: Any, measurements: Any, out: Path) -> pd.D
 
 
 def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> Path:
-    from lmms_visual_heads.demo.runs import BENCHMARKS
+    from lmms_visual_heads.demo import story
 
     console.rule(f"5. Really score it: {documents} documents of each benchmark", align="left")
-    return _run(console, probed, BENCHMARKS, out, "scoring", documents)
+    run = story.run_scoring(probed, documents, out)
+    _show(console, run)
+    return run.results
 
 
 def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) -> None:
     from rich import box
     from rich.table import Column, Table
 
+    from lmms_visual_heads.demo import story
     from lmms_visual_heads.prediction.flags import FLAG_WORDS
     from lmms_visual_heads.tables import read_results, write_scores
 
     scores = read_results([results]).frame
     write_scores(scores, out / "scores.csv")
-    points = 100 * scores.score / scores.scale
-    actual: dict[str, float] = dict(zip(scores.benchmark, points, strict=True))
     console.rule("6. Compare, in points (100 = everything right)", align="left")
+    comparison = story.compared(predictions, scores)
     table = Table("benchmark", *(Column(name, justify="right", no_wrap=True) for name in _COMPARED), box=box.SIMPLE)
-    inside = nearer = 0
-    for row in predictions.to_dict("records"):
-        truth = actual[row["benchmark"]]
-        within = row["low"] <= truth <= row["high"]
-        inside += within
-        nearer += abs(row["predicted"] - truth) < abs(row["baseline"] - truth)
+    for row in comparison.to_dict("records"):
         table.add_row(
             row["benchmark"],
             f"{row['predicted']:.1f}",
             rf"\[{row['low']:.1f}, {row['high']:.1f}]",
             f"{row['baseline']:.1f}",
-            f"{truth:.1f}",
-            "inside" if within else "outside",
+            f"{row['actual']:.1f}",
+            "inside" if row["inside"] else "outside",
         )
     console.print(table)
-    n = len(predictions)
+    n = len(comparison)
     console.print(
-        f"The actual score lies inside the interval on {inside} of {n} benchmarks; the prediction is nearer than the "
-        f"baseline on {nearer} of {n}. One checkpoint proves nothing: the report shows the error over all trainings.",
+        f"The actual score lies inside the interval on {comparison.inside.sum()} of {n} benchmarks; the prediction is nearer "
+        f"than the baseline on {comparison.nearer.sum()} of {n}. One checkpoint proves nothing: the report shows the error "
+        "over all trainings.",
         highlight=False,
     )
     for flag in sorted({flag for flags in predictions["flags"] for flag in flags.split(";") if flag}):

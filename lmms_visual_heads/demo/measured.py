@@ -12,14 +12,14 @@ from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX
 PROFILES_FILE = "zoo.profiles.parquet"
 SCORES_FILE = "scores.csv"
 LINEAGES_FILE = "lineages.csv"
-OWN_FOLDER = "own"
-"""Answers of every shipped checkpoint to a few prompts of each benchmark, plain, with other pictures and with heads cut."""
+BENCHMARK_FOLDER = "own"
+"""Answers of every shipped checkpoint to a few prompts of each benchmark, plain, with other pictures and with heads knocked out."""
 
 
-def own_tables(folder: Path, models: Iterable[str]) -> list[Path]:
-    """Answer and causal tables of `models` in the folder `OWN_FOLDER` of `folder`."""
+def benchmark_tables(folder: Path, models: Iterable[str]) -> list[Path]:
+    """Answer and causal tables of `models` in the folder `BENCHMARK_FOLDER` of `folder`."""
     suffixes = (ANSWERS_SUFFIX, CAUSAL_SUFFIX)
-    return [folder / OWN_FOLDER / f"{file_stem(model)}{suffix}" for model in models for suffix in suffixes]
+    return [folder / BENCHMARK_FOLDER / f"{file_stem(model)}{suffix}" for model in models for suffix in suffixes]
 
 
 def measured_folder() -> Path:

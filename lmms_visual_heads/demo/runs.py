@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PROBE = "vhead"
 BENCHMARKS = "scenes"
-OWN_PROMPTS = 64
-"""Prompts of each benchmark that a checkpoint answers in a short run of its own: what others' answers are compared with."""
-OWN_ARGUMENTS = {"control_tasks": "scenes_*", "image_control": "swap+blank", "knockout": "all+layers+heads"}
-"""Arguments of that run: every prompt with another picture and with none, and with heads cut."""
+BENCHMARK_PROMPTS = 64
+"""Prompts of each benchmark that a checkpoint answers, labels unused: what others' answers are compared with."""
+BENCHMARK_ARGUMENTS = {"control_tasks": "scenes_*", "image_control": "swap+blank", "knockout": "all+layers+heads"}
+"""Arguments of that run: every prompt with another picture and with none, and with heads knocked out."""

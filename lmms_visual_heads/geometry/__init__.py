@@ -1,5 +1,13 @@
-"""Where things are: visual token -> patch or newline, pixel box -> patch tokens. Pure functions, no model in here.
+"""Where things are: visual token -> patch or newline, pixel box -> patch tokens. Pure functions.
 
-preprocessing.py what a processor does to the image's geometry · layout.py order and kind of an image's visual tokens ·
-axes.py pixels to a view, one axis at a time · regions.py boxes in pixels to patch tokens · images.py any mode to RGB.
+| module | holds |
+|---|---|
+| preprocessing | what a processor does to the image's geometry |
+| layout | order and kind of an image's visual tokens |
+| axes | pixels to a view, one axis at a time |
+| regions | boxes in pixels to patch tokens |
+| images | an image of any mode as RGB, and the blank one |
+
+Never: a model, a tokenizer, attention. Imports no other room. `checkpoints.encoding` asks for a document's layout and region, once;
+whoever needs them later reads `Encoded`.
 """

@@ -98,15 +98,15 @@ def _tiles(image_size: Size, preprocessing: Preprocessing) -> tuple[Axis, Axis]:
     """The tiles as one picture: resized to touch the best resolution, padded into it, cut into views, un-padded."""
     target = best_resolution(image_size, preprocessing.pinpoints)
     resized = fitted_size(image_size, target)
-    kept = image_layout(image_size, preprocessing).tiles
-    if kept is None:
+    grid = image_layout(image_size, preprocessing).tiles
+    if grid is None:
         raise AssertionError("anyres images have tiles")
     axes = []
     for i in (0, 1):
         view, per_view = preprocessing.view[i], preprocessing.grid[i]
         n_all = target[i] // view * per_view
-        cut = (n_all - kept[i]) // 2
-        indices = range(cut, n_all - cut)
+        removed = (n_all - grid[i]) // 2
+        indices = range(removed, n_all - removed)
         axes.append(
             Axis(
                 extent=image_size[i],

@@ -71,8 +71,8 @@ def best_resolution(image_size: Size, pinpoints: tuple[Size, ...]) -> Size:
 
     def kept_and_waste(candidate: Size) -> tuple[int, int]:
         scale = min(candidate[1] / width, candidate[0] / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, -(candidate[0] * candidate[1] - kept)
+        n_pixels = min(int(width * scale) * int(height * scale), width * height)
+        return n_pixels, -(candidate[0] * candidate[1] - n_pixels)
 
     return max(pinpoints, key=kept_and_waste)
 
@@ -93,8 +93,8 @@ def unpadded_grid(image_size: Size, full: Size, rounding: str = "huggingface") -
     height, width = image_size
     rows, columns = full
     fills_width = width / height > columns / rows
-    kept = height * (columns / width) if fills_width else width * (rows / height)
-    whole = int(round(kept, 7)) if rounding == "huggingface" else int(kept)
+    exact = height * (columns / width) if fills_width else width * (rows / height)
+    whole = int(round(exact, 7)) if rounding == "huggingface" else int(exact)
     if fills_width:
         return rows - (rows - whole) // 2 * 2, columns
     return rows, columns - (columns - whole) // 2 * 2

@@ -142,8 +142,8 @@ class Arguments:
 
 
 def _parts(value: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    given = (value or "").split("+")
-    return tuple(name for name in known if name in given)
+    parts = (value or "").split("+")
+    return tuple(name for name in known if name in parts)
 
 
 def _check_parts(name: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -169,7 +169,7 @@ def parse(text: str) -> dict[str, str]:
     return parsed
 
 
-def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Arguments:
+def check(model_args: dict[str, Any], model_id: str = "visual_heads_llava") -> Arguments:
     """Typed arguments from what lmms-eval passes to the model `model_id`.
 
     Raises
@@ -178,8 +178,8 @@ def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Argume
         For an unknown name, a missing `pretrained`, or a value of the wrong kind.
     """
     known = {field.name for field in fields(Arguments)}
-    given = {name: value for name, value in given.items() if value is not None and name != "max_batch_size"}
-    unknown = sorted(set(given) - known)
+    model_args = {name: value for name, value in model_args.items() if value is not None and name != "max_batch_size"}
+    unknown = sorted(set(model_args) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -187,9 +187,9 @@ def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Argume
             f"{model_id} does not know the argument {unknown[0]!r}; it takes {', '.join(sorted(known - {'batch_size'}))} "
             f"(batch_size comes from --batch_size).{hint}"
         )
-    if not given.get("pretrained"):
+    if not model_args.get("pretrained"):
         raise VisualHeadsError(f"{model_id} needs a checkpoint: --model_args pretrained=FOLDER_OR_HUB_ID.")
-    size = given.pop("batch_size", 1)
+    size = model_args.pop("batch_size", 1)
     try:
         batch_size = AUTOMATIC_BATCH if size == "auto" else int(size)
     except ValueError:
@@ -197,7 +197,7 @@ def check(given: dict[str, Any], model_id: str = "visual_heads_llava") -> Argume
             f"--batch_size must be a whole number or auto; {size!r} came. Name one, for example --batch_size 8."
         ) from None
     typed: dict[str, Any] = {
-        name: _switch(name, value) if name in SWITCHES else str(value) for name, value in given.items()
+        name: _switch(name, value) if name in SWITCHES else str(value) for name, value in model_args.items()
     }
     return Arguments(**typed, batch_size=batch_size)
 

@@ -81,27 +81,27 @@ def planned(by_rank: Sequence[Mapping[tuple[str, int], Candidate]], limit: int |
         Documents per task.
     """
     every = {key: candidate for known in reversed(by_rank) for key, candidate in known.items()}
-    found: dict[str, list[Planned]] = {}
+    plan: dict[str, list[Planned]] = {}
     for task in sorted({task for task, _ in every}):
         documents = sorted((c for c in every.values() if c.task == task), key=lambda c: c.doc_id)
         ranks = [rank for rank, known in enumerate(by_rank) if any(of == task for of, _ in known)]
         others = partners([c.image for c in documents])
-        found[task] = []
+        plan[task] = []
         for number, place in enumerate(evenly(len(documents), limit)):
             other = others[place]
             partner = None if other is None else documents[other]
-            found[task].append(Planned(documents[place], partner, ranks[number % len(ranks)]))
-    return found
+            plan[task].append(Planned(documents[place], partner, ranks[number % len(ranks)]))
+    return plan
 
 
 def image_cost(one: Planned, kinds: Iterable[str], max_positions: int) -> Cost:
     """What the image controls of one document run: its own image again, and every changed one."""
     ran, blank = one.candidate.ran, one.candidate.ran.blank is not None
-    own = Cost(1, ran.n_prompt + blank, ran.tower_tokens)
-    total = own
+    intact = Cost(1, ran.n_prompt + blank, ran.tower_tokens)
+    total = intact
     for kind in kinds:
         if kind == "blank":
-            total += own
+            total += intact
         elif one.partner is not None and fits(one, max_positions):
             total += Cost(1, swapped_length(one) + blank, one.partner.ran.tower_tokens)
     return total

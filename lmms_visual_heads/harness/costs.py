@@ -128,7 +128,7 @@ def by_task(books: Iterable[Mapping[tuple[str, str], Cost]], sizes: Sizes) -> di
     for book in books:
         for (task, kind), cost in book.items():
             total.add(task, kind, cost)
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    described: dict[str, dict[str, dict[str, int]]] = {}
     for (task, kind), cost in sorted(total.sums.items()):
-        found.setdefault(task, {})[kind] = sizes.described(cost)
-    return found
+        described.setdefault(task, {})[kind] = sizes.described(cost)
+    return described

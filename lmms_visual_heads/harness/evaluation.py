@@ -112,8 +112,8 @@ def run_command(
     """
     output.mkdir(parents=True, exist_ok=True)
     before = set(output.rglob("*_results.json"))
-    given = {"pretrained": str(pretrained), "heads": str(heads), **model_args}
-    words = ["--model", MODEL_ID, "--model_args", _typed(given)]
+    named_args = {"pretrained": str(pretrained), "heads": str(heads), **model_args}
+    words = ["--model", MODEL_ID, "--model_args", _typed(named_args)]
     words += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--output_path", str(output)]
     words += ["--limit", str(limit)] if limit is not None else []
     # The embedded checkpoints know the drawn scenes only: other data under the same task names are left aside.

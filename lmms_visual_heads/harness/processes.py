@@ -111,8 +111,8 @@ def check_same_data(data: Mapping[str, str], journal: Path) -> None:
         In every process.
     """
     everywhere = gather(dict(data))
-    for number, there in enumerate(everywhere):
-        other = sorted(task for task, facts in everywhere[0].items() if there.get(task) != facts)
+    for number, data_there in enumerate(everywhere):
+        other = sorted(task for task, facts in everywhere[0].items() if data_there.get(task) != facts)
         if other:
             raise VisualHeadsError(
                 f"All processes of a run must have the same data; that of task {other[0]} in process {number} is not that of "

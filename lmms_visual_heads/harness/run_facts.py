@@ -37,23 +37,23 @@ def described(
     controlled : mapping of str to set of (task, doc_id)
         Under the names of the counts, the documents of extra passes.
     """
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for task in sorted({task for task, _ in digests}):
-        found[task] = {
+        facts[task] = {
             "fingerprint": fingerprint({doc_id: digest for (of, doc_id), digest in digests.items() if of == task}),
             "n_documents": sum(of == task for of, _ in digests),
-            **{why: sum(of == task and given == why for (of, _), given in rowless.items()) for why in ROWLESS},
+            **{why: sum(of == task and reason == why for (of, _), reason in rowless.items()) for why in ROWLESS},
         }
         left_out = sorted(doc_id for of, doc_id in skipped if of == task)
         if left_out:
-            found[task]["skipped"] = left_out
+            facts[task]["skipped"] = left_out
         if task in costs:
-            found[task]["cost"] = costs[task]
+            facts[task]["cost"] = costs[task]
         for name, documents in controlled.items():
             number = sum(of == task for of, _ in documents)
             if number:
-                found[task][name] = number
-    return found
+                facts[task][name] = number
+    return facts
 
 
 def fingerprint(digests: Mapping[int, bytes]) -> str:
@@ -77,7 +77,7 @@ def data_of(splits_of_tasks: Mapping[str, Any]) -> dict[str, str]:
     dict
         Numbers of documents; of our own tasks, whose documents hold no image, a hash of all of them, too.
     """
-    found = {}
+    facts_of_task = {}
     for task, splits in splits_of_tasks.items():
         facts = repr(
             sorted((str(name), len(documents)) for name, documents in splits.items() if hasattr(documents, "__len__"))
@@ -88,8 +88,8 @@ def data_of(splits_of_tasks: Mapping[str, Any]) -> dict[str, str]:
                 for document in splits[name]:
                     whole.update(json.dumps(document, sort_keys=True, default=str).encode())
             facts += whole.hexdigest()
-        found[task] = facts
-    return found
+        facts_of_task[task] = facts
+    return facts_of_task
 
 
 def weights_fingerprint(pretrained: str) -> str:
@@ -105,10 +105,10 @@ def weights_fingerprint(pretrained: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that can move a number."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

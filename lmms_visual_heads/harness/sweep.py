@@ -65,9 +65,9 @@ class Sweep:
 
     def words(self, checkpoint: str, name: str) -> list[str]:
         """The words of one lmms-eval command."""
-        given = f"pretrained={checkpoint},model_name={name},heads={self.heads / file_stem(name)}"
-        given += f",{self.model_args}" if self.model_args else ""
-        words = ["--model", self.model, "--model_args", given, "--tasks", self.tasks]
+        model_args = f"pretrained={checkpoint},model_name={name},heads={self.heads / file_stem(name)}"
+        model_args += f",{self.model_args}" if self.model_args else ""
+        words = ["--model", self.model, "--model_args", model_args, "--tasks", self.tasks]
         words += ["--batch_size", self.batch_size, "--output_path", str(self.folder(name)), "--log_samples"]
         return words + (["--limit", str(self.limit)] if self.limit is not None else [])
 
@@ -83,8 +83,8 @@ class Sweep:
         except (OSError, ValueError):
             return None
         files = [note.get("results"), *note.get("tables", [])]
-        there = all(isinstance(path, str) and Path(path).is_file() for path in files)
-        return note if there and {key: note.get(key) for key in self.facts()} == self.facts() else None
+        complete = all(isinstance(path, str) and Path(path).is_file() for path in files)
+        return note if complete and {key: note.get(key) for key in self.facts()} == self.facts() else None
 
 
 def named(checkpoints: Sequence[str]) -> dict[str, str]:
@@ -95,17 +95,17 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
     VisualHeadsError
         When two checkpoints would have the same name or the same folder.
     """
-    found: dict[str, str] = {}
+    checkpoint_of: dict[str, str] = {}
     for checkpoint in checkpoints:
         name = model_name(checkpoint, None)
-        twice = next((other for other in found if file_stem(other) == file_stem(name)), None)
+        twice = next((other for other in checkpoint_of if file_stem(other) == file_stem(name)), None)
         if twice is not None:
             raise VisualHeadsError(
-                f"Every checkpoint of a sweep needs a name of its own; {found[twice]} and {checkpoint} are both {name!r}. "
+                f"Every checkpoint of a sweep needs a name of its own; {checkpoint_of[twice]} and {checkpoint} are both {name!r}. "
                 "Put them into folders with different names, or sweep them into different folders."
             )
-        found[name] = checkpoint
-    return found
+        checkpoint_of[name] = checkpoint
+    return checkpoint_of
 
 
 def share(names: Sequence[str], shard: str | None) -> list[str]:

@@ -40,15 +40,15 @@ def probe_scene(stream: RandomStream) -> Scene:
     without the pointer can be answered better than by guessing; the supercategory's word then says more than "these".
     """
     supercategory = stream.choice(SUPERCATEGORIES)
-    own = stream.sample([name for name in KIND_NAMES if kind_of(name).supercategory == supercategory], 2)
+    pair = stream.sample([name for name in KIND_NAMES if kind_of(name).supercategory == supercategory], 2)
     others = stream.sample([name for name in KIND_NAMES if kind_of(name).supercategory != supercategory], 2)
     count = 1 + stream.weighted(COUNT_WEIGHTS)
-    names = [own[0]] * count
+    names = [pair[0]] * count
     for other in others[: 1 + stream.percent(40)]:
         # Two in three distractors are fewer than the pointed kind.
         names += [other] * stream.between(1, 5 if stream.percent(33) else max(1, count - 1))
     if count > 1 and stream.percent(30):
-        names += [own[1]] * stream.between(1, max(1, count - 1))
+        names += [pair[1]] * stream.between(1, max(1, count - 1))
     return arrange(stream, coloured(stream, names[:14]), pointed=stream.below(count))
 
 

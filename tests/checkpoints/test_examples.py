@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 
-
 from lmms_visual_heads.checkpoints import loading
 
 

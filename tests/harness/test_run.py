@@ -15,6 +15,7 @@ import pytest
 
 from lmms_visual_heads import load_model
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.geometry.regions import region_of
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.harness.model import VisualHeadsLlava
 from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY
@@ -231,3 +232,25 @@ def test_the_ways_of_loading_reach_load_model(tmp_path: Path) -> None:
     assert len(found) == 2
     with pytest.raises(VisualHeadsError, match="Run `visual-heads convert SRC DST` first"):
         VisualHeadsLlava(pretrained=str(whole), heads=str(tmp_path / "more"), quantization="4bit")
+
+
+def test_a_documents_region_is_mapped_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is encoded: not again for its rows, and not at all where no heads are read."""
+    from lmms_visual_heads.checkpoints import encoding
+
+    mapped = []
+
+    def counted(size: Any, boxes: Any, preprocessing: Any) -> Any:
+        if boxes:
+            mapped.append(boxes)
+        return region_of(size, boxes, preprocessing)
+
+    monkeypatch.setattr(encoding, "region_of", counted)
+    documents = [{**d, "question": "How many?", "pointed_box": [4, 4, 30, 30]} for d in questions(3)]
+    run(
+        VisualHeadsLlava(pretrained=str(tiny("llava-llama")), heads=str(tmp_path)),
+        [InlineTask("vhead_obj", documents), InlineTask("elsewhere", documents)],
+    )
+    assert mapped == [((4.0, 4.0, 30.0, 30.0),)] * 3
+    heads, _, _ = tables(tmp_path)
+    assert heads.region_attention.notna().all()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 from typer.testing import CliRunner
 
-from lab.measure.shipped import OWN_PROMPTS
+from lab.measure.shipped import BENCHMARK_PROMPTS
 from lab.zoo import labels as labels_of
 from lab.zoo import lessons, packing, shipping, tower
 from lab.zoo.model import build_model
@@ -24,7 +24,7 @@ from lab.zoo.settings import TURN_TYPES, Training, read_settings
 from lab.zoo.training import batch_rows, prepare_lessons, run_training
 from lab.zoo.vocabulary import BLANK, build_processor
 from lmms_visual_heads.demo import manifest
-from lmms_visual_heads.demo.measured import OWN_FOLDER, measured_folder
+from lmms_visual_heads.demo.measured import BENCHMARK_FOLDER, measured_folder
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features.measurements import ANSWER_MEANS, read_measurements
 from lmms_visual_heads.probe import documents as data
@@ -343,12 +343,12 @@ def test_lessons_have_the_declared_shapes(processor: LlavaProcessor) -> None:
 
 def test_every_shipped_checkpoint_has_its_own_answers_and_cuts() -> None:
     """What the demo fits on: the same prompts for all, every head cut, and none of it older than the checkpoints' settings."""
-    folder = measured_folder() / OWN_FOLDER
+    folder = measured_folder() / BENCHMARK_FOLDER
     measured = read_measurements([folder])
     names = {entry["name"] for entry in manifest.shipped_checkpoints()}
     assert set(measured.answers.model) == set(measured.causal.model) == names
     assert len(list(folder.iterdir())) == 2 * len(names)
-    assert set(measured.answers.n_prompts) == {OWN_PROMPTS}
+    assert set(measured.answers.n_prompts) == {BENCHMARK_PROMPTS}
     assert len({digest for (_, task), digest in measured.fingerprints.items() if task == "scenes_color"}) == 1
     assert np.isfinite(measured.answers[list(ANSWER_MEANS)].to_numpy()).all()
     for entry in manifest.shipped_checkpoints():
