@@ -51,7 +51,7 @@ Note = Callable[[Document, str, str, Callable[[Any], Any]], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """A request that waits for its answer: a `scheduler.Question`.
+    """A request that waits for its answer: a `scheduler.Schedulable`.
 
     Attributes
     ----------

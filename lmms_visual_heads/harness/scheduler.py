@@ -22,7 +22,7 @@ MOST_WAITING = 16
 """Batches' worth of questions that wait for others like them, before the fullest batch goes as it is."""
 
 
-class Question(Protocol):
+class Schedulable(Protocol):
     """What the scheduler reads of a question.
 
     Attributes
@@ -53,7 +53,7 @@ class PrefixModel(Protocol):
     def prefill(self, batch: Sequence[Encoded], length: int) -> Prefix: ...
 
 
-AskedQuestion = TypeVar("AskedQuestion", bound=Question)
+AskedQuestion = TypeVar("AskedQuestion", bound=Schedulable)
 Result = TypeVar("Result")
 
 
@@ -250,7 +250,7 @@ def _if_it_fits(call: Callable[..., Result], *arguments: Any) -> Result | None:
     return None
 
 
-def _does_not_fit(question: Question) -> VisualHeadsError:
+def _does_not_fit(question: Schedulable) -> VisualHeadsError:
     return VisualHeadsError(
         f"Every document must fit into memory alone; {question.label} does not. Free the device, or take a smaller dtype."
     )
