@@ -165,7 +165,8 @@ class Scheduler:
         if len(family) < 2:
             return 0
         length = common_prefix([question.encoded.input_ids for question in family])
-        if length <= int(family[0].encoded.visual_positions[-1]):
+        visual = family[0].encoded.visual_positions
+        if not len(visual) or length <= int(visual[-1]):
             return 0
         settings = {question.batch: question.settings for question in family}
         return length if all(self._model.reuses_prefix(**one) for one in settings.values()) else 0
