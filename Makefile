@@ -1,4 +1,4 @@
-# make demo | make test | make test-lab | make check: each sets up what it needs in one environment, .venv, and runs.
+# make demo | make test | make test-lab | make check | make docs: each sets up what it needs in one environment, .venv, and runs.
 # Needs: python3 (3.11 or later, with venv), make, git. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -10,13 +10,14 @@ TESTS := tests --ignore=tests/lab
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-lab check clean
+.PHONY: help demo test test-lab check docs clean
 
 help:
 	@echo "make demo      the whole story on embedded models; the report is demo/report/index.html"
 	@echo "make test      the product's tests; some of them: make test TESTS=tests/tables"
 	@echo "make test-lab  the laboratory's tests"
 	@echo "make check     ruff and mypy"
+	@echo "make docs      the documentation; open docs/_build/html/index.html"
 	@echo "make clean     removes the environment and what the commands made"
 
 $(VENV)/.python:
@@ -33,6 +34,10 @@ $(VENV)/.checkers: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/.documenters: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/visual-heads demo --out demo
 
@@ -47,5 +52,9 @@ check: $(VENV)/.checkers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.documenters
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
