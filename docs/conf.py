@@ -20,6 +20,7 @@ version = release = __version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 nitpicky = True
+smartquotes = False  # "--heads" is an option, not a dash
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

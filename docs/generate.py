@@ -1,12 +1,15 @@
-"""Pages that are made from the code: commands, columns, flags and methods. Called by conf.py; nothing here is kept by hand."""
+"""Pages that are made from the code: commands, Python, columns, flags, methods. Called by conf.py; nothing is kept by hand."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+PACKAGE = "lmms_visual_heads"
 
 
 def commands() -> str:
@@ -15,6 +18,30 @@ def commands() -> str:
     done = subprocess.run([sys.executable, "-m", "typer", *words], capture_output=True, text=True, check=True)
     overview = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n?")  # the headings below say the same, in full
     return overview.sub("", done.stdout)
+
+
+def python() -> str:
+    """Every public name, by numpydoc from its docstring; the order is that of `lmms_visual_heads.__all__` within each kind."""
+    import lmms_visual_heads
+
+    kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Errors": []}
+    for name in lmms_visual_heads.__all__:
+        value = getattr(lmms_visual_heads, name)
+        if inspect.isclass(value) and issubclass(value, Exception):
+            kinds["Errors"].append(f".. autoexception:: {name}\n")
+        elif inspect.isclass(value):
+            ours = {m for m in vars(value) if str(getattr(getattr(value, m), "__module__", "")).startswith(PACKAGE)}
+            methods = [m for m in vars(value) if m in ours and not m.startswith("_")]  # not what scikit-learn adds
+            kinds["Classes"].append(f".. autoclass:: {name}\n   :members: {', '.join(methods)}\n")
+        else:
+            kinds["Functions"].append(f".. autofunction:: {name}\n")
+    parts = [
+        "# Python\n",
+        "Everything here is imported from `lmms_visual_heads`. Paths may be strings or `Path`, one or several, files or folders.\n",
+    ]
+    for title, directives in kinds.items():
+        parts += [f"## {title}\n", "```{eval-rst}", ".. currentmodule:: lmms_visual_heads\n", *directives, "```\n"]
+    return "\n".join(parts)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -63,7 +90,7 @@ def flags_and_methods() -> str:
 def write(folder: Path) -> None:
     """Write the pages; a page that has not changed is left alone, so that a second build is quick."""
     folder.mkdir(exist_ok=True)
-    for name, text in (("commands", commands()), ("tables", tables()), ("flags_and_methods", flags_and_methods())):
-        path = folder / f"{name}.md"
+    for page in (commands, python, tables, flags_and_methods):
+        path, text = folder / f"{page.__name__}.md", page()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")

@@ -36,15 +36,15 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Every `visual-heads …` and `lmms-eval …` on a page as words, from bash blocks, indented code and code spans."""
+    """Every `visual-heads …` and `lmms-eval …` on a page as words, from bash and sh blocks and code spans."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     lines = [
         line
-        for block in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         for line in block.splitlines()
     ]
-    for line in [*lines, *re.findall(r"^    (\S.*)$", text, re.MULTILINE), *spans]:
+    for line in [*lines, *spans]:
         match = re.search(r"(?<![\w/.-])(visual-heads|lmms-eval|-m lmms_eval) (?=\S)(.*)", line)
         if match:
             rest = re.split(r" [|>] |' *$", match[2])[0].replace("…", "")
