@@ -1,11 +1,13 @@
-"""The pages say what is there: links, commands, arguments, messages, rooms; their Python runs, and so does the walkthrough."""
+"""The pages say what is there: links, commands, arguments, messages, rooms; their Python runs.
+
+The walkthrough of the quick start runs in tests/lab/test_walkthrough.py.
+"""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -182,26 +184,3 @@ def test_the_documentation_builds(tmp_path: Path) -> None:
     assert "visual-heads estimate" in (tmp_path / "generated" / "commands.html").read_text()
     reference = (tmp_path / "generated" / "python.html").read_text()
     assert all(f'id="lmms_visual_heads.{name}"' in reference for name in lmms_visual_heads.__all__)
-
-
-def without_numbers(text: str) -> list[str]:
-    """The lines with their runs of blanks as one and their numbers as "#": what does not depend on a machine's rounding."""
-    lines = (re.sub(r"\d+(\.\d+)?", "#", " ".join(line.split())) for line in text.splitlines())
-    return [line for line in lines if line.strip(" ─")]
-
-
-@pytest.mark.lab
-def test_the_walkthrough_runs_as_printed(tmp_path: Path) -> None:
-    """Every bash block of the quick start in one empty folder, and what it is said to print."""
-    environment = {**os.environ, "COLUMNS": "120", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    printed = ""
-    for block in pages.blocks(DOCS / "quickstart.md"):
-        if block.language == "bash":
-            command = ["bash", "-euo", "pipefail", "-c", block.text]
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{block.text}\n{done.stderr[-3000:]}"
-            printed = done.stdout
-        elif block.language == "text":
-            lines = without_numbers(printed)
-            assert [line for line in without_numbers(block.text) if line not in lines] == []
-    assert (tmp_path / "report" / "index.html").stat().st_size > 100_000
