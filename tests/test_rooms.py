@@ -158,7 +158,6 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 CIRCLES_LEFT = [
-    [f"lmms_visual_heads.checkpoints.{name}" for name in ("causal", "model", "scoring")],
     ["lab.capture_cost.real_shapes", "lab.capture_cost.run"],
     ["lab.score_matrix.page", "lab.score_matrix.score_matrix"],
 ]

@@ -83,7 +83,7 @@ def region_of(image_size: Size, boxes: Any, preprocessing: Preprocessing) -> np.
     if not hasattr(boxes[0], "__len__"):
         boxes = [boxes]
     masks = patch_regions(image_size, boxes, preprocessing)
-    return None if masks is None else masks.any(axis=0)
+    return None if masks is None else np.asarray(masks.any(axis=0), dtype=bool)
 
 
 def check_box(box: Any, image_size: Size) -> tuple[Fraction, Fraction, Fraction, Fraction]:
