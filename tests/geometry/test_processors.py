@@ -23,6 +23,8 @@ from transformers import (
     LlavaNextImageProcessorPil,
     SiglipImageProcessorPil,
 )
+from transformers.image_processing_utils import get_patch_output_size
+from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from lmms_visual_heads.geometry.axes import fitted_size
@@ -105,6 +107,14 @@ def scales_exactly(kind: str, size: Size, view: int, factor: int) -> bool:
     resized, resized_large = small.resized_size(size), large.resized_size(size)
     even = all((r - view) % 2 == 0 for r in resized)
     return even and resized_large == (resized[0] * factor, resized[1] * factor)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 6), st.integers(1, 6)))
+def test_an_image_is_fitted_as_the_processor_fits_it(size: Size, tiles: tuple[int, int]) -> None:
+    target = (tiles[0] * 56, tiles[1] * 56)
+    image = np.zeros((3, *size), dtype=np.uint8)
+    assert fitted_size(size, target) == get_patch_output_size(image, target, ChannelDimension.FIRST)
 
 
 @functools.cache

@@ -373,8 +373,25 @@ class TestScoreTable:
 
     @pytest.mark.parametrize(("name", "values"), [("scale", [1.0, 100.0]), ("metric", ["acc", "f1"])])
     def test_two_scales_or_metrics_of_a_benchmark(self, name: str, values: list[Any]) -> None:
-        with pytest.raises(VisualHeadsError, match=f"need one {name}"):
+        with pytest.raises(VisualHeadsError, match=rf"need one {name}; .* 0\.5 for a .* beside 0\.6 for b"):
             check_scores(self.frame(("a", "x", 0.5), ("b", "x", 0.6)).assign(**{name: values}))
+
+    @pytest.mark.parametrize(
+        ("n_large", "small", "taken"),
+        [(20, [0.9], True), (19, [0.9], False), (20, [1.0], True), (39, [0.9, 1.0], False), (40, [0.9, 1.0], True)],
+    )
+    def test_one_small_score_among_twenty_large_ones_is_a_small_percentage(
+        self, n_large: int, small: list[float], taken: bool
+    ) -> None:
+        """Of one model and source; other models did well on the benchmarks of its small scores."""
+        rows = [("a", f"large {n}", 60.0) for n in range(n_large)] + [("a", f"small {s}", s) for s in small]
+        rows += [(model, f"small {s}", 70.0) for model in "bc" for s in small]
+        frame = self.frame(*rows).assign(scale=100.0, source="s", metric="acc")
+        if taken:
+            assert len(check_scores(frame)) == len(rows)
+        else:
+            with pytest.raises(VisualHeadsError, match="fraction beside percent"):
+                check_scores(frame)
 
     def test_the_same_row_twice_is_one(self) -> None:
         assert len(check_scores(self.frame(("a", "x", 0.5), ("a", "x", 0.5)))) == 1
@@ -446,6 +463,11 @@ class TestLineages:
     def test_csv(self, tmp_path: Path) -> None:
         (tmp_path / "l.csv").write_text("model,lineage\na,run 1\nb,run 1\n")
         assert lineage_of(["a", "b", "c"], read_lineages(tmp_path / "l.csv")) == {"a": "run 1", "b": "run 1", "c": "c"}
+        assert lineage_of(["a"], None) == {"a": "a"}
+
+    def test_spaces_notes_and_numbers_are_read_as_people_write_them(self, tmp_path: Path) -> None:
+        (tmp_path / "l.csv").write_text("# our runs\nmodel, lineage\na, 007\nb, 007\na, 007\n")
+        assert read_lineages(tmp_path / "l.csv") == {"a": "007", "b": "007"}
 
     @pytest.mark.parametrize(
         ("text", "words"),
