@@ -16,6 +16,7 @@ SLOWEST = (
     "tests/harness/test_faults.py",
     "tests/cli/test_command_line.py",
     "tests/prediction/test_references.py",
+    "tests/lab/test_walkthrough.py",
     "tests/lab/test_study.py",
     "tests/lab/test_capture_cost.py",
 )
