@@ -1,6 +1,6 @@
-"""Columns, units and version of every table that is written. One declaration each; tables read and check against it.
+"""What a declared column is, and what every room shares: version, endings of files, names of queries and probe tasks.
 
-Never imports torch. Units: attention and probability 0..1, entropy in nats, scores in the scale that the row names.
+The columns of the tables on disk stand with each table (`tables/*/columns.py`). Never imports torch. Units: attention and probability 0..1, entropy in nats, scores in the scale that the row names.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ SCHEMA_VERSION = 1
 
 METADATA_KEY = b"lmms_visual_heads"
 """Key of the JSON document in the Parquet schema metadata."""
-
-STATISTICS_BITS = 20
-"""Significant bits of a head statistic on disk: off by at most 2**-20 of its value (1e-6), a tenth of what statistics promise."""
 
 QUERIES = ("first_generated", "last_prompt")
 DEFAULT_QUERY = "first_generated"
@@ -63,123 +60,10 @@ def declared(batch: pa.RecordBatch, columns: tuple[Column, ...]) -> pa.RecordBat
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(columns))
 
 
-_KEY = (
+DOCUMENT_KEY = (
     Column("task", pa.string(), "", "lmms-eval task name"),
     Column("doc_id", pa.int32(), "", "position of the document in the task"),
     Column("item_id", pa.string(), "", "identifier in the data; pairs documents across tasks", nullable=True),
-)
-
-HEAD_COLUMNS = (
-    *_KEY,
-    Column("layer", pa.int16(), "", "decoder layer, from 0"),
-    Column("head", pa.int16(), "", "query head, from 0"),
-    Column("image_attention", pa.float32(), "0..1", "W: attention summed over the visual tokens", nullable=True),
-    Column("concentration", pa.float32(), "0..1", "C = 1 - H(p) / ln n over the patch tokens", nullable=True),
-    Column("focus", pa.float32(), "nats", "F = ln n - H(p) over the patch tokens", nullable=True),
-    Column("visual_head_score", pa.float32(), "0..1", "S = W * C", nullable=True),
-    Column(
-        "region_attention",
-        pa.float32(),
-        "0..1",
-        "attention on patch tokens that the pointed box overlaps",
-        nullable=True,
-    ),
-    Column(
-        "region_attention_base", pa.float32(), "0..1", "the part of it in the base view (anyres only)", nullable=True
-    ),
-    Column("region_attention_tiles", pa.float32(), "0..1", "the part of it in the tiles (anyres only)", nullable=True),
-    Column(
-        "newline_attention",
-        pa.float32(),
-        "0..1",
-        "attention on visual tokens without a patch; W minus it is the patch attention",
-        nullable=True,
-    ),
-    Column("sink_attention", pa.float32(), "0..1", "attention on the leading special tokens", nullable=True),
-    Column("region_share", pa.float32(), "0..1", "share of the patch area that lies in the pointed box", nullable=True),
-    Column("n_visual_tokens", pa.int32(), "tokens", "visual tokens of the prompt"),
-    Column("n_patch_tokens", pa.int32(), "tokens", "visual tokens that stand for a patch: the n of C and F"),
-    Column("n_prompt_tokens", pa.int32(), "tokens", "prompt length with the visual tokens, without padding"),
-)
-
-ANSWER_COLUMNS = (
-    *_KEY,
-    Column("n_images", pa.int16(), "images", "images of the document"),
-    Column("n_visual_tokens", pa.int32(), "tokens", "visual tokens of the prompt"),
-    Column("n_prompt_tokens", pa.int32(), "tokens", "prompt length with the visual tokens, without padding"),
-    Column(
-        "n_answer_tokens", pa.int32(), "tokens", "generated tokens, the end token included; 0 for a scored continuation"
-    ),
-    Column(
-        "answer_token_index",
-        pa.int16(),
-        "",
-        "which generated token the answer distribution belongs to: 0, or 1 where token 0 is a blank",
-    ),
-    Column("confidence", pa.float32(), "0..1", "largest probability of the first answer token", nullable=True),
-    Column("answer_entropy", pa.float32(), "nats", "entropy of the first answer token's distribution", nullable=True),
-    Column(
-        "answer_log_probability", pa.float32(), "nats", "mean log-probability of the generated tokens", nullable=True
-    ),
-    Column("top_tokens", pa.list_(pa.int32()), "", "the 20 most probable first answer tokens", nullable=True),
-    Column("top_probabilities", pa.list_(pa.float32()), "0..1", "their probabilities, largest first", nullable=True),
-    Column(
-        "swap_kl",
-        pa.float32(),
-        "nats",
-        "KL(p || p with the image of another document) of the first answer token; its mean is the image dependence",
-        nullable=True,
-        added=True,
-    ),
-    Column(
-        "blank_kl",
-        pa.float32(),
-        "nats",
-        "KL(p || p with a blank image) of the first answer token; its mean is the image dependence",
-        nullable=True,
-        added=True,
-    ),
-    Column(
-        "answer",
-        pa.string(),
-        "",
-        "what was answered: first line, 64 characters at most; missing for a scored continuation",
-        nullable=True,
-        added=True,
-    ),
-)
-
-EVERY = -1
-"""In a causal table: `head` of a whole layer's row, `layer` and `head` of the row of all heads."""
-
-CAUSAL_COLUMNS = (
-    *_KEY,
-    Column("layer", pa.int16(), "", "decoder layer, from 0; -1: all layers"),
-    Column("head", pa.int16(), "", "query head, from 0; -1: all heads of the layer"),
-    Column(
-        "kl",
-        pa.float32(),
-        "nats",
-        "KL(p || p with the cut) of the first answer token; its mean is the causal visual-head score",
-        nullable=True,
-    ),
-)
-
-SCORE_COLUMNS = (
-    Column("model", pa.string(), "", "model name; joins heads and scores"),
-    Column("benchmark", pa.string(), "", "lmms-eval task name"),
-    Column("metric", pa.string(), "", "the benchmark's primary metric"),
-    Column("scale", pa.float64(), "", "the metric's best value: 1 or 100 (2800 for MME's sum)"),
-    Column("score", pa.float64(), "scale", "the model's score on that scale"),
-    Column("n_items", pa.int64(), "items", "items that were scored", nullable=True),
-    Column("source", pa.string(), "", "file or publication that the score comes from"),
-)
-
-ITEM_COLUMNS = (
-    Column("model", pa.string(), "", "model name"),
-    Column("benchmark", pa.string(), "", "lmms-eval task name"),
-    Column("doc_id", pa.int32(), "", "position of the document in the task"),
-    Column("correct", pa.float32(), "0..1", "1 where the item was answered correctly; partial credit lies between"),
 )
 
 PROFILE_STATISTICS = (

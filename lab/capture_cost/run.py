@@ -230,7 +230,7 @@ def with_kept(frame: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, str]:
 def bytes_per_document(heads: int = 32, layers: int = 32, documents: int = 64) -> dict[str, float]:
     """Bytes on disk per document, written by the project's own writer from statistics of drawn attention rows."""
     from lmms_visual_heads.statistics.heads import head_statistics
-    from lmms_visual_heads.tables.writing import HeadTableWriter
+    from lmms_visual_heads.tables import HeadTableWriter
 
     generator = torch.Generator().manual_seed(0)
     found = {}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lab.measure.answers import Answers
 from lab.measure.small_llama import Past, SmallLanguageModel
-from lmms_visual_heads.schema import EVERY
 from lmms_visual_heads.statistics.causal import answer_kl_or_nan
+from lmms_visual_heads.tables import EVERY
 
 
 def cut_logits(model: SmallLanguageModel, past: Past, ids: Tensor, visual: Tensor) -> dict[tuple[int, int], Tensor]:

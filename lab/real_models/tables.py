@@ -1,6 +1,6 @@
 """Real answers of real models as tables of the product's own formats: importing them, and reading them again.
 
-`right_wrong.items.parquet` and `answers.items.parquet` are item tables (`schema.ITEM_COLUMNS`, and `group`): rotated copies of one
+`right_wrong.items.parquet` and `answers.items.parquet` are item tables (`tables.ITEM_COLUMNS`, and `group`): rotated copies of one
 MMBench question, and variants of one DynaMath question, share a group, and are never split between known and unknown.
 `answers.parquet` holds the logits of the six options at the first answer token, `questions.parquet` the right letter.
 `scores.csv` is the score table that follows from the items. Nothing here looks at a score.
@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from lab.real_models.families import family_of, read_families
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ITEM_COLUMNS
-from lmms_visual_heads.tables import write_scores
+from lmms_visual_heads.tables import ITEM_COLUMNS, write_scores
 
 LETTERS = tuple("ABCDEF")
 """Options of the answer table: E is "I don't know", F "none of the above"; the source added both to every question."""

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from lab.tables import files, schema
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import SCORE_COLUMNS, Column
+from lmms_visual_heads.schema import Column
+from lmms_visual_heads.tables import SCORE_COLUMNS
 from lmms_visual_heads.tables.scores import check_scores
 
 PARTS = "parts"

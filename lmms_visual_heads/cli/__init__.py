@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.errors import VisualHeadsError, VisualHeadsWarning
 
 VARIADIC = frozenset({"--heads", "--items", "--results"})
 """Options that take several values in a row: `--heads A B C` means `--heads A --heads B --heads C`."""
@@ -84,8 +86,24 @@ def spread_variadic(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a `VisualHeadsError` ends in its one sentence and exit status 1."""
+    from lmms_visual_heads.cli.printing import clean, note
+
+    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        if issubclass(category, VisualHeadsWarning):
+            note(message)
+        else:
+            shown(message, category, *where, **more)  # type: ignore[arg-type]
+
+    shown = warnings.showwarning
+    warnings.showwarning = show
+    typed = sys.argv[1:] if arguments is None else arguments
+    if len(typed) == 2 and typed[0] in ("--show-completion", "--install-completion"):
+        # Typer asks the process tree for the shell and passes over the one that is named; so it takes the name.
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     try:
-        app(spread_variadic(sys.argv[1:] if arguments is None else arguments))
+        app(spread_variadic(typed))
     except VisualHeadsError as error:
-        typer.secho(f"visual-heads: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"visual-heads: {clean(error)}", fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
+    finally:
+        warnings.showwarning = shown

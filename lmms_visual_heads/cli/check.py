@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lmms_visual_heads.cli.printing import TreeFormat, print_table, text
 
 NOTES = {
     "quantization": "quantisation",
@@ -32,7 +34,7 @@ def check(
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, through bitsandbytes.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread over several GPUs, instead of --device.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of runs, capture on and off.")] = 7,
-    output_format: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    form: Annotated[TreeFormat, typer.Option("--format", help="How to print.")] = TreeFormat.TABLE,
 ) -> None:
     """Load CHECKPOINT, read one row, prove the capture, say what it costs. Exit code 1 when a proof fails.
 
@@ -44,11 +46,6 @@ def check(
 
         visual-heads check llava-hf/llava-1.5-7b-hf --image-aspect pad --quantization 4bit
     """
-    from lmms_visual_heads.errors import VisualHeadsError
-
-    if output_format not in ("table", "json"):
-        raise VisualHeadsError(f"--format must be table or json; got {output_format!r}. Choose one of them.")
-
     from lmms_visual_heads.capture.selfcheck import self_check
     from lmms_visual_heads.checkpoints.loading import load_model
 
@@ -65,46 +62,32 @@ def check(
         device_map=device_map,
     )
     result = self_check(model, repeats=repeats)
-    if output_format == "json":
+    if form is TreeFormat.JSON:
         import json
 
         findings = [{"proof": f.proof, "holds": f.holds, "detail": f.detail} for f in result.findings]
         typer.echo(json.dumps({"model": model.description, "findings": findings, "facts": result.facts}, indent=2))
     else:
-        _print_table(model.name, result.findings, result.facts, model.description)
+        _print(model.name, result.findings, result.facts, model.description)
     if not result.passed:
         raise typer.Exit(1)
 
 
-def _print_table(name: str, findings: tuple, facts: dict, description: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    words = {True: "[green]holds[/green]", False: "[red]FAILS[/red]", None: "[yellow]skipped[/yellow]"}
-    proofs = Table("proof", "", "with", title=f"Capture on {name}")
-    for finding in findings:
-        proofs.add_row(finding.proof, words[finding.holds], finding.detail)
-    measured = Table("fact", "value", title="What was measured")
-    measured.add_row("layers x heads", f"{facts['layers']} x {facts['heads']}")
-    measured.add_row("dtype, device", f"{facts['dtype']}, {facts['device']}")
-    measured.add_row(
-        "tokens",
-        f"{facts['prompt_tokens']} in the prompt, {facts['visual_tokens']} visual, {facts['patch_tokens']} with a patch",
-    )
-    measured.add_row(
-        "largest image attention",
-        f"{facts['largest_image_attention']:.3f} (layer {facts['largest_image_attention_layer']}, "
-        f"head {facts['largest_image_attention_head']})",
-    )
-    measured.add_row(
-        "cost of capture",
-        f"{facts['cost_ratio']:.3f} times capture off (middle half {facts['cost_ratio_low']:.3f} to "
-        f"{facts['cost_ratio_high']:.3f}), "
-        f"{facts['repeats']} pairs of prefill + 2 tokens, {facts['seconds_capture_off']:.3f} s off",
-    )
-    for name, words_for in NOTES.items():
-        if description.get(name):
-            measured.add_row(words_for, str(description[name]))
-    console = Console()
-    console.print(proofs)
-    console.print(measured)
+def _print(name: str, findings: tuple[Any, ...], facts: dict[str, Any], description: dict[str, Any]) -> None:
+    words = {True: "holds", False: "FAILS", None: "skipped"}
+    proofs = [{"proof": f.proof, "result": words[f.holds], "with": f.detail} for f in findings]
+    print_table(proofs, (text("proof", wraps=True), text("result"), text("with", wraps=True)), f"Capture on {name}")
+    measured = {
+        "layers x heads": f"{facts['layers']} x {facts['heads']}",
+        "dtype, device": f"{facts['dtype']}, {facts['device']}",
+        "tokens": f"{facts['prompt_tokens']} in the prompt, {facts['visual_tokens']} visual, {facts['patch_tokens']} with a "
+        "patch",
+        "largest image attention": f"{facts['largest_image_attention']:.3f} (layer "
+        f"{facts['largest_image_attention_layer']}, head {facts['largest_image_attention_head']})",
+        "cost of capture": f"{facts['cost_ratio']:.3f} times capture off (middle half {facts['cost_ratio_low']:.3f} to "
+        f"{facts['cost_ratio_high']:.3f}), {facts['repeats']} pairs of prefill + 2 tokens, "
+        f"{facts['seconds_capture_off']:.3f} s off",
+        **{title: str(description[entry]) for entry, title in NOTES.items() if description.get(entry)},
+    }
+    rows = [{"fact": fact, "value": value} for fact, value in measured.items()]
+    print_table(rows, (text("fact", wraps=True), text("value", wraps=True)), "What was measured")

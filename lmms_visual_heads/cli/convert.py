@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lmms_visual_heads.cli.printing import note, say
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub id of an original llava checkpoint.")],
@@ -41,9 +43,9 @@ def convert(
                 source, destination, revision=revision, conversation=conversation, progress=report
             )
     except KeyboardInterrupt:
-        typer.secho("visual-heads: stopped; nothing was left at the destination.", fg=typer.colors.YELLOW, err=True)
+        note("visual-heads: stopped; nothing was left at the destination.")
         raise typer.Exit(130) from None
-    typer.echo(
+    say(
         f"{done.destination}: {done.shards} weight files, {done.bytes / 1e9:.2f} GB, conversation "
         f"{done.description['conversation']}; logits equal the original's to {done.largest_difference:.1e}."
     )

@@ -7,12 +7,21 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(help="Published data for the vhead tasks: looktwice.", no_args_is_help=True)
+from lmms_visual_heads.cli.printing import note, say
+
+data_app = typer.Typer(no_args_is_help=True)
 
 
 @data_app.callback()
 def _data() -> None:
-    """Published data for the vhead tasks."""
+    """Bring published data into a folder that the vhead tasks read.
+
+    Examples:
+
+        visual-heads data looktwice --out looktwice --limit 256
+
+        visual-heads data looktwice --help
+    """
 
 
 @data_app.command()
@@ -86,18 +95,14 @@ def looktwice(
             quiet=quiet,
         )
     except KeyboardInterrupt:
-        typer.secho(
-            f"visual-heads: stopped; the whole images in {out} are kept, and the same command goes on.",
-            fg=typer.colors.YELLOW,
-            err=True,
-        )
+        note(f"visual-heads: stopped; the whole images in {out} are kept, and the same command goes on.")
         raise typer.Exit(130) from None
     for sentence in summary.sentences():
-        typer.echo(sentence)
+        say(sentence)
     if not summary.complete:
         name, reason = next(iter(summary.not_fetched.items()))
         raise VisualHeadsError(
             f"{len(summary.not_fetched)} images could not be had, such as {name} ({reason}). Run the same command again to "
             "fetch them, or with --allow-missing to go without them."
         )
-    typer.echo(f"Use it: VHEAD_DATA={out} lmms-eval … --tasks vhead")
+    say(f"Use it: VHEAD_DATA={out} lmms-eval … --tasks vhead")

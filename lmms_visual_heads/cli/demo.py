@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmms_visual_heads.cli.printing import PrintedColumn, Row, clean, interval, number, print_table, say, text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from lmms_visual_heads.harness.evaluation import CommandRun
     from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
 
-_COMPARED = ("predicted", "interval", "baseline", "actual", "")
 DEMO_CHECKPOINT = "w80-d3-t16-s4000"
 
 
@@ -53,7 +54,7 @@ def demo(
 
 
 def _show(console: Any, run: CommandRun) -> None:
-    console.print(f"[dim]$ {run.command}[/dim]", soft_wrap=True, highlight=False)
+    console.print(clean(f"$ {run.command}"), style="dim", markup=False, soft_wrap=True, highlight=False)
 
 
 def _measure(console: Any, probed: dict[str, Any], out: Path) -> Measurements:
@@ -78,11 +79,8 @@ def _fit(console: Any, actors: Cast, out: Path) -> BenchmarkPredictor:
     with console.status("fitting every method, with every group of trainings left out in turn"):
         predictor, n_trainings = story.fitted(actors.others)
     predictor.save(out / "predictor.skops")
-    console.print(
-        f"{len(actors.others)} checkpoints of {n_trainings} other trainings that answered the same prompts; none of "
-        f"the probed one's training: {', '.join(actors.relatives)}",
-        highlight=False,
-    )
+    say(f"{len(actors.others)} checkpoints of {n_trainings} other trainings that answered the same prompts.")
+    say(f"None of the probed one's training: {', '.join(actors.relatives)}.")
     return predictor
 
 
@@ -92,14 +90,16 @@ def _predict(console: Any, predictor: Any, measurements: Any, out: Path) -> pd.D
     console.rule("4. Predict the scores of a checkpoint that it has not seen", align="left")
     predictions = predictor.predict(measurements)
     predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
-    for row in predictions.to_dict("records"):
-        interval = rf"\[{row['low']:.1f}, {row['high']:.1f}]"
-        console.print(
-            f"{row['benchmark']:22s} {row['predicted']:5.1f} {interval:16s} baseline {row['baseline']:.1f}  {row['method']}",
-            highlight=False,
-        )
+    columns = (
+        text("benchmark"),
+        number("predicted"),
+        interval(f"{predictor.level:.0%} interval"),
+        number("baseline"),
+        text("method", importance=1),
+    )
+    print_table(predictions, columns, console=console)
     for name in dict.fromkeys(predictions["method"]):
-        console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
+        say(f"{name}: predicted from {METHOD_WORDS[name]}.")
     return predictions
 
 
@@ -113,9 +113,6 @@ def _score(console: Any, probed: dict[str, Any], documents: int, out: Path) -> P
 
 
 def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) -> None:
-    from rich import box
-    from rich.table import Column, Table
-
     from lmms_visual_heads.demo import story
     from lmms_visual_heads.prediction.flags import FLAG_WORDS
     from lmms_visual_heads.tables import read_results, write_scores
@@ -124,26 +121,25 @@ def _compare(console: Any, predictions: pd.DataFrame, results: Path, out: Path) 
     write_scores(scores, out / "scores.csv")
     console.rule("6. Compare, in points (100 = everything right)", align="left")
     comparison = story.compared(predictions, scores)
-    table = Table("benchmark", *(Column(name, justify="right", no_wrap=True) for name in _COMPARED), box=box.SIMPLE)
-    for row in comparison.to_dict("records"):
-        table.add_row(
-            row["benchmark"],
-            f"{row['predicted']:.1f}",
-            rf"\[{row['low']:.1f}, {row['high']:.1f}]",
-            f"{row['baseline']:.1f}",
-            f"{row['actual']:.1f}",
-            "inside" if row["inside"] else "outside",
-        )
-    console.print(table)
-    n = len(comparison)
-    console.print(
-        f"The actual score lies inside the interval on {comparison.inside.sum()} of {n} benchmarks; the prediction is nearer "
-        f"than the baseline on {comparison.nearer.sum()} of {n}. One checkpoint proves nothing: the report shows the error "
-        "over all trainings.",
-        highlight=False,
+
+    def verdict(row: Row) -> str:
+        return "inside" if row["inside"] else "outside"
+
+    columns = (
+        text("benchmark"),
+        number("predicted"),
+        interval("interval"),
+        number("baseline"),
+        number("actual"),
+        PrintedColumn("", verdict, importance=1),
     )
+    print_table(comparison, columns, console=console)
+    n = len(comparison)
+    say(f"The actual score lies inside the interval on {comparison.inside.sum()} of {n} benchmarks.")
+    say(f"The prediction is nearer than the baseline on {comparison.nearer.sum()} of {n}.")
+    say("One checkpoint proves nothing: the report shows the error over all trainings.")
     for flag in sorted({flag for flags in predictions["flags"] for flag in flags.split(";") if flag}):
-        console.print(f"[yellow]{flag}[/yellow]: {FLAG_WORDS[flag]}", highlight=False)
+        say(f"{flag}: {FLAG_WORDS[flag]}.")
 
 
 def _report(console: Any, measurements: Any, predictor: Any, out: Path) -> None:
@@ -153,5 +149,5 @@ def _report(console: Any, measurements: Any, predictor: Any, out: Path) -> None:
     command = ["visual-heads", "report", "--heads", f"{out}/heads", "--scores", f"{out}/scores.csv"]
     command += ["--predictor", f"{out}/predictor.skops", "--out", f"{out}/report"]
     made = write_report(out / "report", measurements, out / "scores.csv", predictor, command=command)
-    console.print(made.trust.sentence, highlight=False)
-    console.print(f"Open [bold]{made.path}[/bold]", soft_wrap=True, highlight=False)
+    say(made.trust.sentence)
+    say(f"Open {made.path}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lmms_visual_heads.cli.printing import Format, interval, note, number, print_data, print_table, say, text
+
 COLUMNS = (
     "model",
     "benchmark",
@@ -29,17 +31,19 @@ def estimate(
     ],
     items: Annotated[list[Path], typer.Option("--items", help="Samples files of lmms-eval: the labelled items.")],
     level: Annotated[float, typer.Option("--level", help="Wanted coverage of the intervals, 0..1.")] = 0.9,
-    format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
 ) -> None:
     """Estimate benchmark scores from few labels and many prompts without, in points, with valid intervals and no predictor.
 
     Prediction-powered inference: the confidences of all answered prompts stand in for labels, the labelled ones say how far to
-    believe them. The labelled items must be a random sample of the prompts: the first ones of a benchmark are that only where
+    trust them. The labelled items must be a random sample of the prompts: the first ones of a benchmark are that only where
     its order says nothing. Below 30 labels the interval is the exact one of the labels alone.
 
     Examples:
 
         visual-heads estimate --heads heads --items logs/new/20260101_120000_samples_pope.jsonl
+
+        visual-heads estimate --heads heads --items logs --level 0.95 --format csv > estimates.csv
     """
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.features.measurements import read_measurements
@@ -47,8 +51,6 @@ def estimate(
     from lmms_visual_heads.prediction.prediction_powered import prediction_powered_mean
     from lmms_visual_heads.tables import read_items
 
-    if format not in ("table", "csv", "json"):
-        raise VisualHeadsError(f"--format must be table, csv or json; {format!r} came.")
     measured, read = read_measurements(heads), read_items(items)
     models = sorted({model for model, _ in measured.prompts})
     if not models:
@@ -71,41 +73,26 @@ def estimate(
                     zip(COLUMNS, (model, benchmark, *numbers, found.direct, found.power, found.guarantee), strict=True)
                 )
             )
-    for note in dict.fromkeys([*measured.notes, *read.notes, *notes]):
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    if format == "json":
-        import json
+    for sentence in dict.fromkeys([*measured.notes, *read.notes, *notes]):
+        note(sentence)
+    if form is Format.TABLE:
+        _print(rows, level)
+        return
+    import pandas as pd
 
-        typer.echo(json.dumps(rows, indent=1, allow_nan=False))
-    elif format == "csv":
-        import pandas as pd
-
-        typer.echo(pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"), nl=False)
-    else:
-        _print_table(rows, level)
+    print_data(pd.DataFrame(rows, columns=list(COLUMNS)), form)
 
 
-def _print_table(rows: list[dict[str, object]], level: float) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Scores from labels and unlabelled prompts, points of 100", box=box.SIMPLE_HEAD)
-    table.add_column("model", overflow="fold")
-    table.add_column("benchmark", overflow="fold", min_width=18)
-    for name in ("estimate", f"{level:.0%} interval", "labels alone", "labels", "unlabelled"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        interval = f"{row['low']:.1f} to {row['high']:.1f}"
-        numbers = (
-            f"{row['estimate']:.1f}",
-            interval,
-            f"{row['direct']:.1f}",
-            str(row["labels"]),
-            str(row["unlabelled"]),
-        )
-        table.add_row(str(row["model"]), str(row["benchmark"]), *numbers)
-    console = Console()
-    console.print(table)
+def _print(rows: list[dict[str, object]], level: float) -> None:
+    columns = (
+        text("model", importance=1 if len({row["model"] for row in rows}) == 1 else 0),
+        text("benchmark"),
+        number("estimate"),
+        interval(f"{level:.0%} interval"),
+        number("direct", "labels alone", importance=2),
+        number("labels", form="d", importance=3),
+        number("unlabelled", form="d", importance=4),
+    )
+    print_table(rows, columns, "Scores from labels and unlabelled prompts, points of 100", whole="--format csv")
     for guarantee in dict.fromkeys(str(row["guarantee"]) for row in rows):
-        console.print(f"The interval {guarantee}.", highlight=False)
+        say(f"The interval {guarantee}.")

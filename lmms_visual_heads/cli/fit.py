@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lmms_visual_heads.cli.printing import PrintedColumn, note, number, print_table, say, text
+
+if TYPE_CHECKING:
+    from lmms_visual_heads.prediction import BenchmarkPredictor
 
 
 def fit(
@@ -35,7 +40,7 @@ def fit(
     """Fit a predictor on checkpoints whose heads and scores are both known, and say how well it does.
 
     Answer and causal tables that lie beside the head tables are used, too: on the probe, and on the prompts of the benchmarks
-    themselves where the run had them. Per benchmark the method is chosen that errs least on left-out trainings, there and on
+    themselves where the run had them. Per benchmark the method with the least MAE on left-out trainings is chosen, there and on
     the benchmarks together.
 
     The errors are those on trainings that were left out, beside the mean of the other trainings.
@@ -49,47 +54,42 @@ def fit(
 
         visual-heads fit --heads a.heads.parquet b.heads.parquet --scores scores.csv --lineages lineages.csv --out predictor.skops
     """
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from lmms_visual_heads.features.measurements import read_measurements
     from lmms_visual_heads.prediction import BenchmarkPredictor
-    from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES
-    from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
     measurements = read_measurements(heads, checkpoints=checkpoints)
     with Console(stderr=True).status("fitting every method, with every group of trainings left out in turn"):
         predictor = BenchmarkPredictor(level=level).fit(measurements, scores, groups=lineages, items=items or None)
     predictor.save(out)
-    for note in predictor.notes_:
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    table = Table(title="Mean absolute error on trainings that were left out, in points of 100", box=box.SIMPLE_HEAD)
-    table.add_column("benchmark", overflow="fold", min_width=18)
-    for name in ("models", "trainings", "error", "baseline", f"in {level:.0%}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("method", overflow="fold")
+    for sentence in predictor.notes_:
+        note(sentence)
+    _print(predictor)
+    say(f"predictor: {out}")
+
+
+def _print(predictor: BenchmarkPredictor) -> None:
+    from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES
+    from lmms_visual_heads.prediction.methods import METHOD_WORDS
+
     chosen = predictor.describe()["chosen"]
-    for row in predictor.errors_.to_dict("records"):
-        table.add_row(
-            row["benchmark"],
-            str(row["n_models"]),
-            str(row["n_lineages"]),
-            f"{row['error']:.1f}",
-            f"{row['baseline_error']:.1f}",
-            f"{row['coverage']:.0%}",
-            "better" if row["error"] < row["baseline_error"] else "no better",
-            chosen[row["benchmark"]],
-        )
-    console = Console()
-    console.print(table)
+    columns = (
+        text("benchmark"),
+        number("n_models", "models", "d", importance=4),
+        number("n_lineages", "trainings", "d", importance=3),
+        number("error", "MAE"),
+        number("baseline_error", "baseline MAE"),
+        PrintedColumn("", lambda row: "better" if row["error"] < row["baseline_error"] else "no better", importance=5),
+        number("coverage", f"in {predictor.level:.0%} interval", ".0%", importance=2),
+        PrintedColumn("method", lambda row: chosen[row["benchmark"]], importance=1),
+    )
+    print_table(predictor.errors_, columns, "MAE on trainings that were left out, in points of 100")
     for name in dict.fromkeys(chosen.values()):
-        console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
+        say(f"{name}: predicted from {METHOD_WORDS[name]}.")
     n_lineages = len(set(predictor.lineages_.values()))
     if n_lineages < CERTIFIED_LINEAGES:
-        console.print(
-            f"Fitted on {n_lineages} separate trainings: below {CERTIFIED_LINEAGES} no coverage of {level:.0%} can be certified, "
-            "and the intervals are widened."
+        say(
+            f"Fitted on {n_lineages} separate trainings: below {CERTIFIED_LINEAGES} no coverage of {predictor.level:.0%} can be "
+            "certified, and the intervals are widened."
         )
-    typer.echo(f"predictor: {out}")

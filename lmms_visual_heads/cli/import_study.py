@@ -1,4 +1,4 @@
-"""`visual-heads import-study`: the study's published statistics -> head profiles, marked as another world."""
+"""`visual-heads import-study`: the study's published statistics -> head profiles that a predictor fitted on the probe refuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lmms_visual_heads.cli.printing import note, say
 
 if TYPE_CHECKING:
     from lmms_visual_heads.checkpoints.published_heads import StudySplit
@@ -27,6 +29,8 @@ def import_study(
     Examples:
 
         visual-heads import-study ./visual-head --out study.profiles.parquet
+
+        visual-heads import-study /data/visual-head --out profiles/study.profiles.parquet
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,19 +50,21 @@ def import_study(
         task = bar.add_task("splits", total=None)
         splits, notes = read_study(folder, lambda done, total: bar.update(task, completed=done, total=total))
     profiles = study_profiles(splits, notes)
-    for note in profiles.notes:
-        typer.secho(f"left out: {note}", fg=typer.colors.YELLOW, err=True)
+    for left_out in profiles.notes:
+        note(f"left out: {left_out}")
     write_profiles(profiles, out)
-    typer.echo(f"{out}: {len(profiles.models)} models, {len(splits)} splits, another world than the probe's.")
+    say(
+        f"{out}: {len(profiles.models)} models, {len(splits)} splits; a predictor that was fitted on the probe refuses them."
+    )
     theirs = out.with_name(out.name.removesuffix(PROFILES_SUFFIX) + ".concentration.csv")
     table = _concentrations(splits)
     if table:
         write_bytes(theirs, table.encode())
-        typer.echo(f"{theirs}: the study's own concentration, not to be read as ours.")
+        say(f"{theirs}: the study's own concentration, not to be read as ours.")
 
 
 def study_profiles(splits: list[StudySplit], notes: tuple[str, ...] = ()) -> HeadProfiles:
-    """Head profiles of the study's statistics, marked as another world.
+    """Head profiles of the study's statistics, which a predictor fitted on the probe refuses.
 
     Parameters
     ----------

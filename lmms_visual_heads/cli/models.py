@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-_TABLE = (
-    "model",
-    "family",
-    "layers_x_heads",
-    "resolution",
-    "training_strategy",
-    "visual_tokens",
-    "original_repository",
-    "huggingface_repository",
-)
+from lmms_visual_heads.cli.printing import Format, PrintedColumn, Row, number, print_data, print_table, say, text
 
 
 def models(
-    output_format: Annotated[str, typer.Option("--format", help="table, csv or json (a list).")] = "table",
+    form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     scores: Annotated[
         Path | None,
         typer.Option("--scores", metavar="OUT", help="Write their published scores as a score table (CSV)."),
@@ -56,8 +47,6 @@ def models(
     from lmms_visual_heads.checkpoints.known_models import known_models, published_scores, score_sources
     from lmms_visual_heads.errors import VisualHeadsError
 
-    if output_format not in ("table", "csv", "json"):
-        raise VisualHeadsError(f"--format must be table, csv or json; got {output_format!r}. Choose one of them.")
     if scores is not None:
         import pandas as pd
 
@@ -77,40 +66,30 @@ def models(
             f"--source and --mix-sources belong to --scores OUT, which is missing. Documents with scores: {documents}."
         )
     entries = [model.as_dict() for model in known_models()]
-    if output_format == "json":
-        import json
+    if form is Format.TABLE:
+        _print(entries)
+        return
+    import pandas as pd
 
-        typer.echo(json.dumps(entries, indent=2))
-    elif output_format == "csv":
-        import csv
-        import io
-
-        written = io.StringIO()
-        writer = csv.DictWriter(written, list(entries[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**entry, "sources": "; ".join(entry["sources"])} for entry in entries)
-        typer.echo(written.getvalue(), nl=False)
-    else:
-        _print_table(entries)
+    print_data(pd.DataFrame(entries, dtype=object), form)
 
 
-def _print_table(entries: list[dict]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print(entries: list[dict[str, Any]]) -> None:
+    def layers_x_heads(entry: Row) -> str:
+        theirs = entry["study_layers_x_heads"]
+        return f"{entry['layers_x_heads']}" + (f" (study: {theirs})" if theirs != entry["layers_x_heads"] else "")
 
-    table = Table(title="Models of the study", title_justify="left", show_lines=False)
-    for name in _TABLE:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    notes = []
+    columns = (
+        text("model"),
+        text("family", importance=3),
+        PrintedColumn("layers x heads", layers_x_heads, wraps=True),
+        text("resolution", importance=4),
+        PrintedColumn("training", lambda entry: entry["training_strategy"].split(";")[0].split(",")[0], 6, wraps=True),
+        number("visual_tokens", "visual tokens", "d", importance=2),
+        text("original_repository", "original repository", importance=5),
+        text("huggingface_repository", "Hugging Face repository", importance=1),
+    )
+    print_table(entries, columns, "Models of the study", whole="--format csv")
     for entry in entries:
-        cells = {name: str(entry[name] or "-") for name in _TABLE}
-        cells["training_strategy"] = cells["training_strategy"].split(";")[0].split(",")[0]
-        if entry["study_layers_x_heads"] != entry["layers_x_heads"]:
-            cells["layers_x_heads"] += f" (study: {entry['study_layers_x_heads']})"
-        table.add_row(*cells.values())
         if entry["twin"]:
-            notes.append(f"{entry['model']}: named in the study's {entry['named_in']}; its twin is {entry['twin']}.")
-    console = Console()
-    console.print(table)
-    for note in notes:
-        console.print(note)
+            say(f"{entry['model']}: named in the study's {entry['named_in']}; its twin is {entry['twin']}.")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lmms_visual_heads.cli.printing import Format, number, print_data, print_table, say, text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def plan(
@@ -33,7 +38,7 @@ def plan(
     lineages: Annotated[
         Path | None, typer.Option("--lineages", help="CSV model,lineage: families of the models of --scores.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
 ) -> None:
     """Say how many items of which benchmark lower the expected error most per forward pass.
 
@@ -62,8 +67,6 @@ def plan(
     )
     from lmms_visual_heads.tables import is_wide, read_items, read_lineages, read_scores, read_wide_scores
 
-    if format not in ("table", "csv", "json"):
-        raise VisualHeadsError(f"--format must be table, csv or json; {format!r} came.")
     if (predictor is None) == (scores is None):
         raise VisualHeadsError("A plan needs one of --predictor and --scores. Name a predictor or a score table.")
     if heads and predictor is None:
@@ -102,35 +105,22 @@ def plan(
             table = read_scores(scores)
         belief = belief_of_scores(table, given, families)
     steps = plan_items(belief, budget, batch, largest, cost)
-    if format == "csv":
-        typer.echo(steps.round(4).to_csv(index=False, lineterminator="\n"), nl=False)
-    elif format == "json":
-        typer.echo(steps.round(4).to_json(orient="records", indent=1))
+    if form is Format.TABLE:
+        _print(steps, expected_error(belief.covariance), len(belief.benchmarks))
     else:
-        _print_table(steps, expected_error(belief.covariance), len(belief.benchmarks))
+        print_data(steps.round(4), form)
 
 
-def _print_table(steps: object, before: float, n_benchmarks: int) -> None:
-    import pandas as pd
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    assert isinstance(steps, pd.DataFrame)
-    table = Table(title="What to score next", box=box.SIMPLE_HEAD)
-    table.add_column("step", justify="right")
-    table.add_column("benchmark", overflow="fold", min_width=18)
-    for name in ("items", "passes so far", "error before", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in steps.to_dict("records"):
-        table.add_row(
-            *(str(row[name]) for name in ("step", "benchmark", "items", "forward_passes")),
-            *(f"{row[name]:.2f}" for name in ("error_before", "error_after")),
-        )
-    console = Console()
-    console.print(table)
-    last = before if steps.empty else float(steps["error_after"].iloc[-1])
-    console.print(
-        f"Expected mean absolute error over {n_benchmarks} benchmarks: {before:.2f} points now, {last:.2f} after the plan. "
-        "An expectation of the model behind it, not a promise."
+def _print(steps: pd.DataFrame, before: float, n_benchmarks: int) -> None:
+    columns = (
+        number("step", form="d", importance=2),
+        text("benchmark"),
+        number("items", form="d"),
+        number("forward_passes", "passes so far", "d", importance=3),
+        number("error_before", "MAE before", ".2f", importance=1),
+        number("error_after", "MAE after", ".2f"),
     )
+    print_table(steps, columns, "What to score next", whole="--format csv")
+    last = before if steps.empty else float(steps["error_after"].iloc[-1])
+    say(f"Expected MAE over {n_benchmarks} benchmarks: {before:.2f} points now, {last:.2f} after the plan.")
+    say("It is an expectation of the model behind it, not a promise.")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmms_visual_heads.cli.printing import (
+    Format,
+    PrintedColumn,
+    Row,
+    interval,
+    note,
+    number,
+    print_data,
+    print_sections,
+    say,
+    text,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Format(enum.StrEnum):
-    """How the predictions are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
 
 
 def predict(
@@ -39,7 +43,11 @@ def predict(
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     force: Annotated[
-        bool, typer.Option("--force", help="Predict for heads from another world, too; every such row is flagged.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Predict for models that the predictor is not compatible with, too; every such row is flagged.",
+        ),
     ] = False,
 ) -> None:
     """Predict benchmark scores from heads and all else that is known, in points (100 = the benchmark's best possible score).
@@ -67,16 +75,12 @@ def predict(
     frame = None if labelled is None else labelled.frame
     predictions = fitted.predict(measurements, known_scores=known, items=frame, force=force)
     notes = [*measurements.notes, *(() if labelled is None else labelled.notes)]
-    for note in dict.fromkeys([*notes, *(() if frame is None else item_sentences(predictions, frame))]):
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    if form is Format.CSV:
-        typer.echo(predictions.to_csv(index=False, lineterminator="\n"), nl=False)
-    elif form is Format.JSON:
-        import json
-
-        typer.echo(json.dumps(predictions.to_dict("records"), indent=1, allow_nan=False))
+    for sentence in dict.fromkeys([*notes, *(() if frame is None else item_sentences(predictions, frame))]):
+        note(sentence)
+    if form is Format.TABLE:
+        _print(fitted, predictions.to_dict("records"))
     else:
-        _print_table(fitted, predictions.to_dict("records"))
+        print_data(predictions, form)
 
 
 def item_sentences(predictions: pd.DataFrame, items: pd.DataFrame) -> list[str]:
@@ -97,40 +101,37 @@ def item_sentences(predictions: pd.DataFrame, items: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _print_table(fitted: Any, rows: list[dict[Any, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def _print(fitted: Any, rows: list[dict[Any, Any]]) -> None:
     from lmms_visual_heads.prediction import FLAG_WORDS
     from lmms_visual_heads.prediction.methods import METHOD_WORDS
 
-    console = Console()
     all_flags = [row["flags"].split(";") for row in rows]
     common = [flag for flag in FLAG_WORDS if all(flag in flags for flags in all_flags)]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        table = Table(title=f"{model}, points of 100", box=box.SIMPLE_HEAD)
-        table.add_column("benchmark", overflow="fold", min_width=18)
-        for name in ("predicted", f"{fitted.level:.0%} interval", "baseline"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("method", overflow="fold")
-        table.add_column("flags", overflow="fold")
-        for row in rows:
-            if row["model"] == model:
-                interval = f"{row['low']:.1f} to {row['high']:.1f}"
-                flags = ", ".join(flag for flag in row["flags"].split(";") if flag not in common)
-                numbers = (f"{row['predicted']:.1f}", interval, f"{row['baseline']:.1f}")
-                table.add_row(row["benchmark"], *numbers, row["method"], flags)
-        console.print(table)
+
+    def flags_of(row: Row) -> str:
+        return ", ".join(flag for flag in row["flags"].split(";") if flag not in common)
+
+    columns = [
+        text("benchmark"),
+        number("predicted"),
+        interval(f"{fitted.level:.0%} interval"),
+        number("baseline"),
+        text("method", importance=2),
+    ]
+    if any(flags_of(row) for row in rows):
+        columns.append(PrintedColumn("flags", flags_of, 1, wraps=True))
+    models = dict.fromkeys(row["model"] for row in rows)
+    sections = {f"{model}, points of 100": [row for row in rows if row["model"] == model] for model in models}
+    print_sections(sections, columns, whole="--format csv")
     described = fitted.describe()
-    console.print(
+    say(
         f"Fitted on {described['n_models']} checkpoints of {described['n_lineages']} trainings, query {described['query']}, "
-        f"probe {', '.join(described['probe'])}. Baseline: the mean of those trainings.",
-        highlight=False,
+        f"probe {', '.join(described['probe'])}."
     )
+    say("Baseline: the mean of those trainings.")
     for name in dict.fromkeys(row["method"].partition("+")[0] for row in rows):
         if name in METHOD_WORDS:
-            console.print(f"{name}: predicted from {METHOD_WORDS[name]}.", highlight=False)
+            say(f"{name}: predicted from {METHOD_WORDS[name]}.")
     for flag in dict.fromkeys(flag for flags in all_flags for flag in flags if flag):
         where = "every row, " if flag in common and len(rows) > 1 else ""
-        console.print(f"{where}{flag}: {FLAG_WORDS[flag]}.", highlight=False)
+        say(f"{where}{flag}: {FLAG_WORDS[flag]}.")

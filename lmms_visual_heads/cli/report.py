@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lmms_visual_heads.cli.printing import note, say
+
 
 def report(
     heads: Annotated[list[Path], typer.Option("--heads", help="Head tables or folders of them; several in a row.")],
@@ -53,12 +55,12 @@ def report(
     command += ["--force"] if force else []
     command += ["--out", str(out)]
     made = write_report(out, measurements, scores, fitted, threshold=threshold, command=command, force=force)
-    for note in (*measurements.notes, *made.notes):
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    typer.echo(made.path)
-    typer.echo(made.headline)
-    typer.echo(made.trust.sentence)
+    for sentence in (*measurements.notes, *made.notes):
+        note(sentence)
+    say(made.path)
+    say(made.headline)
+    say(made.trust.sentence)
     models = "1 model" if made.n_models == 1 else f"{made.n_models} models"
-    typer.echo(
+    say(
         f"{models}, {made.path.stat().st_size / 1e6:.1f} MB; the numbers behind the pictures: {made.path.parent / 'data'}"
     )

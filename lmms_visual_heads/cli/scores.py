@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lmms_visual_heads.cli.printing import note, say
+
 
 def scores(
     results: Annotated[
@@ -40,8 +42,6 @@ def scores(
 
     table, notes = read_results(results, metric or ())
     write_scores(table, out)
-    for note in notes:
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    typer.echo(
-        f"{len(table)} scores ({table['model'].nunique()} models, {table['benchmark'].nunique()} benchmarks): {out}"
-    )
+    for sentence in notes:
+        note(sentence)
+    say(f"{len(table)} scores ({table['model'].nunique()} models, {table['benchmark'].nunique()} benchmarks): {out}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lmms_visual_heads.cli.printing import Format, number, print_data, print_table, say, text
+
 
 def sweep(
     checkpoints: Annotated[list[str], typer.Argument(help="Folders or hub ids.")],
@@ -29,7 +31,7 @@ def sweep(
     model_args: Annotated[
         str, typer.Option("--model_args", "--model-args", help="Further arguments of the model, joined by commas.")
     ] = "",
-    output_format: Annotated[str, typer.Option("--format", help="table, csv or json (a list).")] = "table",
+    form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
 ) -> None:
     """Measure many checkpoints, one lmms-eval command each.
 
@@ -48,8 +50,6 @@ def sweep(
     from lmms_visual_heads.errors import VisualHeadsError
     from lmms_visual_heads.harness import sweep as sweeping
 
-    if output_format not in ("table", "csv", "json"):
-        raise VisualHeadsError(f"--format must be table, csv or json; got {output_format!r}. Choose one of them.")
     every = sweeping.named(checkpoints)
     mine = sweeping.share(list(every), shard)
     asked = sweeping.Sweep(tasks, heads, output_path, batch_size, model, model_args, limit)
@@ -57,23 +57,18 @@ def sweep(
     position = 0
     for name, state, message in sweeping.run(asked, {name: every[name] for name in mine}):
         position += state in ("running", "passed over")
-        typer.secho(f"[{position}/{len(mine)}] {name}: {state} ({message})", err=True)
+        say(f"[{position}/{len(mine)}] {name}: {state} ({message})", error=True)
         if state == "failed":
             failed.append(f"{name}: {message}")
     frame = sweeping.table(asked, every)
     path = sweeping.write_table(asked, frame)
-    if output_format == "json":
-        typer.echo(frame.to_json(orient="records", indent=1))
-    elif output_format == "csv":
-        typer.echo(frame.to_csv(index=False), nl=False)
+    if form is Format.TABLE:
+        benchmarks = [name for name in frame if name not in ("model", "checkpoint", "state", "seconds", "heads")]
+        columns = [text("model"), text("state"), number("seconds", form=".0f", importance=len(benchmarks) + 1)]
+        scores = [number(name, form=".4g", importance=place) for place, name in enumerate(benchmarks, start=1)]
+        print_table(frame, [*columns, *scores], whole="--format csv")
+        say(f"{(frame['state'] == 'done').sum()} of {len(frame)} checkpoints are done: {path}")
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*[str(name) for name in frame if name not in ("checkpoint", "heads")])
-        for row in frame.drop(columns=["checkpoint", "heads"]).itertuples(index=False):
-            shown.add_row(*["-" if cell != cell or cell is None else str(cell) for cell in row])
-        Console().print(shown)
-        typer.echo(f"{(frame['state'] == 'done').sum()} of {len(frame)} checkpoints are done: {path}")
+        print_data(frame, form)
     if failed:
         raise VisualHeadsError(f"{len(failed)} of {len(mine)} checkpoints failed. " + "; ".join(failed))

@@ -26,9 +26,9 @@ from lmms_visual_heads.harness.documents import Document
 from lmms_visual_heads.harness.endings import signals_end_in_order
 from lmms_visual_heads.names import file_stem
 from lmms_visual_heads.schema import ANSWERS_SUFFIX, CAUSAL_SUFFIX, HEADS_SUFFIX
+from lmms_visual_heads.tables import AnswerTableWriter, CausalTableWriter, HeadTableWriter
 from lmms_visual_heads.tables.files import finalise
 from lmms_visual_heads.tables.journal import RunJournal
-from lmms_visual_heads.tables.writing import AnswerTableWriter, CausalTableWriter, HeadTableWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def belief_of_scores(table: pd.DataFrame, known: pd.DataFrame | None = None, fam
     Parameters
     ----------
     table : DataFrame
-        `schema.SCORE_COLUMNS`, reference models.
+        `tables.SCORE_COLUMNS`, reference models.
     known : DataFrame or None
         The same, of one model; that model's own rows are taken out of `table`.
     families : mapping or None

@@ -19,7 +19,7 @@ from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction.calibration import ConfidenceMap
 from lmms_visual_heads.prediction.labelled_items import LabelledItems
 from lmms_visual_heads.prediction.methods import METHODS, DeclaredMethod, evidence_columns
-from lmms_visual_heads.schema import ITEM_COLUMNS
+from lmms_visual_heads.tables import ITEM_COLUMNS
 
 Array = npt.NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,15 +45,15 @@ def list_tables(paths: Iterable[str | os.PathLike[str]], suffix: str) -> Listing
     for entry in paths:
         path = Path(entry)
         if path.is_dir():
-            found = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
+            finished = sorted(p for p in path.rglob(f"*{suffix}") if p.is_file())
             parts = sorted(p for ending in (PART_SUFFIX, UNFINISHED_SUFFIX) for p in path.rglob(f"*{suffix}*{ending}"))
-            if not found:
+            if not finished:
                 tail = f", only {len(parts)} of unfinished runs" if parts else ""
                 raise VisualHeadsError(
                     f"A folder with at least one *{suffix} file is required; {path} has none{tail}. "
                     "Run the probe first, or name the folder that its heads= argument wrote to."
                 )
-            files.update(dict.fromkeys(found))
+            files.update(dict.fromkeys(finished))
             unfinished.update(dict.fromkeys(parts))
         elif not path.exists():
             raise VisualHeadsError(
@@ -67,6 +67,37 @@ def list_tables(paths: Iterable[str | os.PathLike[str]], suffix: str) -> Listing
         else:
             files[path] = None
     return Listing(tuple(files), tuple(unfinished))
+
+
+def find_files(
+    paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str], patterns: Sequence[str], what: str
+) -> dict[Path, bool]:
+    """Files that are named, and files of the `patterns` under the folders that are named: path -> whether it was named itself.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Files (any name), and folders, which are searched recursively.
+    patterns : sequence of str
+        Names to look for in folders, such as "*_results.json".
+    what : str
+        What the user is to name, for the message.
+
+    Raises
+    ------
+    VisualHeadsError
+        A path that does not exist.
+    """
+    files: dict[Path, bool] = {}
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
+        if path.is_dir():
+            for inside in sorted({candidate for pattern in patterns for candidate in path.rglob(pattern)}):
+                files.setdefault(inside, False)
+        elif path.exists():
+            files[path] = True
+        else:
+            raise VisualHeadsError(f"No such file or folder: {path}. Name {what}, or their folder.")
+    return files
 
 
 def open_part(path: Path) -> tuple[IO[bytes], Path]:

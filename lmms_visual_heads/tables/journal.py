@@ -25,8 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.tables import files
-from lmms_visual_heads.tables.writing import AnswerTableWriter, CausalTableWriter, HeadTableWriter
+from lmms_visual_heads.tables import AnswerTableWriter, CausalTableWriter, HeadTableWriter, files
 
 RUN_SUFFIX = ".run"
 FLUSH_SECONDS = 30.0

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lmms_visual_heads.schema import SCORE_COLUMNS
-from lmms_visual_heads.tables import HeadTable
+from lmms_visual_heads.tables import SCORE_COLUMNS, HeadTable
 
 TASKS = ("vhead_general", "vhead_obj", "vhead_super")
 BENCHMARKS = ("scenes_existence", "scenes_color", "scenes_digit")

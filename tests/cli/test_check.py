@@ -80,7 +80,9 @@ def test_settings_that_a_family_does_not_take_are_refused(run, tmp_path) -> None
 
 
 def test_bad_input_is_one_sentence(run, tmp_path) -> None:
-    for arguments in ([tmp_path], [tmp_path, "--format", "xml"]):
-        result = run(*arguments)
-        assert result.exit_code == 1
-        assert type(result.exception).__name__ == "VisualHeadsError"
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "VisualHeadsError"
+    result = run(tmp_path, "--format", "xml")
+    assert result.exit_code == 2
+    assert "'xml' is not one of 'table', 'json'" in result.output

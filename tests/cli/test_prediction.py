@@ -137,10 +137,3 @@ def test_an_output_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
         run("scores", SAMPLES, "--out", tmp_path / "file" / "scores.csv")
     with pytest.raises(VisualHeadsError, match="that can be written is required"):
         run("fit", "--heads", folder / "heads", "--scores", folder / "scores.csv", "--out", tmp_path / "file" / "p")
-
-
-@pytest.mark.parametrize("verb", ["scores", "fit", "predict"])
-def test_help_has_examples(verb: str) -> None:
-    out, _ = run(verb, "--help")
-    assert "Examples" in out
-    assert f"visual-heads {verb}" in out

@@ -85,7 +85,7 @@ def test_a_table_in_pieces_gives_the_same_profile(tmp_path: Path, monkeypatch: p
     frame = synthetic.head_rows(np.random.default_rng(1))
     with HeadTableWriter(tmp_path / "m.heads.parquet", synthetic.metadata("m")) as writer:
         writer.append(frame)
-    monkeypatch.setattr("lmms_visual_heads.tables.reading._ROWS_PER_BATCH", 7)
+    monkeypatch.setattr("lmms_visual_heads.tables.parquet_reading._ROWS_PER_BATCH", 7)
     pieces = read_profiles(tmp_path).frame
     pd.testing.assert_frame_equal(pieces, head_profile(table(frame)), check_exact=False, rtol=1e-6)
 

@@ -18,7 +18,7 @@ from lmms_visual_heads.checkpoints.any_model import load_any
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import plugin
 from lmms_visual_heads.harness.any_model import VisualHeadsHf
-from lmms_visual_heads.schema import HEAD_COLUMNS
+from lmms_visual_heads.tables import HEAD_COLUMNS
 from tests.builders.any_tiny import any_checkpoint
 from tests.builders.lmms_tasks import InlineTask, answers, choices_task, picture, questions, run
 from tests.harness.test_run import tables

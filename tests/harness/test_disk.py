@@ -17,8 +17,7 @@ import pytest
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.harness import processes, recording, run_facts
 from lmms_visual_heads.harness.model import VisualHeadsLlava
-from lmms_visual_heads.schema import HEAD_COLUMNS
-from lmms_visual_heads.tables import files, journal
+from lmms_visual_heads.tables import HEAD_COLUMNS, files, journal
 from tests.builders.lmms_tasks import InlineTask, picture, questions, run
 
 Tiny = Callable[[str], Path]

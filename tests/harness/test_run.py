@@ -18,8 +18,9 @@ from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.geometry.regions import region_of
 from lmms_visual_heads.harness.evaluation import evaluate
 from lmms_visual_heads.harness.model import VisualHeadsLlava
-from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY
+from lmms_visual_heads.schema import METADATA_KEY
 from lmms_visual_heads.statistics.answers import answer_text
+from lmms_visual_heads.tables import ANSWER_COLUMNS, HEAD_COLUMNS
 from tests.builders.lmms_tasks import InlineTask, PlainWrapper, answers, choices_task, picture, questions, run
 from tests.builders.original import original_checkpoint
 from tests.checkpoints.test_original_adapters import adapter

@@ -10,8 +10,7 @@ import pytest
 
 from lab.real_models import families, tables
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ITEM_COLUMNS
-from lmms_visual_heads.tables import read_scores
+from lmms_visual_heads.tables import ITEM_COLUMNS, read_scores
 from tests.builders.paths import ROOT
 
 FOLDER = ROOT / tables.TABLES

@@ -38,7 +38,7 @@ from lmms_visual_heads.prediction.regressors.extra_trees import PooledTrees, Tre
 from lmms_visual_heads.prediction.regressors.pooled_forest import PooledForest
 from lmms_visual_heads.prediction.regressors.pooled_ridge import PooledBenchmarks
 from lmms_visual_heads.prediction.regressors.tree_arrays import TreeArrays
-from lmms_visual_heads.schema import SCORE_COLUMNS
+from lmms_visual_heads.tables import SCORE_COLUMNS
 from tests.builders import synthetic
 
 N_LINEAGES, PER = 24, 2

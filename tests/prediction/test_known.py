@@ -23,8 +23,15 @@ from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.gaussian_update import Known, condition_on, observed, residual_correlation
 from lmms_visual_heads.prediction.labelled_items import LabelledItems
 from lmms_visual_heads.prediction.methods import METHOD_WORDS, METHODS, has_evidence, method_named
-from lmms_visual_heads.schema import CAUSAL_SUFFIX, PREDICTION_COLUMNS, SCORE_COLUMNS
-from lmms_visual_heads.tables import AnswerTable, AnswerTableWriter, CausalTableWriter, HeadTableWriter, write_scores
+from lmms_visual_heads.schema import CAUSAL_SUFFIX, PREDICTION_COLUMNS
+from lmms_visual_heads.tables import (
+    SCORE_COLUMNS,
+    AnswerTable,
+    AnswerTableWriter,
+    CausalTableWriter,
+    HeadTableWriter,
+    write_scores,
+)
 from tests.builders import synthetic
 from tests.builders.paths import SAMPLES
 from tests.builders.zoo import make_zoo

@@ -15,8 +15,7 @@ from lmms_visual_heads.features.measurements import Measurements
 from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.prediction.references import Votes, agreement_of, votes_of
 from lmms_visual_heads.prediction.regressors.extra_trees import PooledTrees
-from lmms_visual_heads.schema import ANSWER_COLUMNS
-from lmms_visual_heads.tables import AnswerTable
+from lmms_visual_heads.tables import ANSWER_COLUMNS, AnswerTable
 from tests.builders import synthetic
 from tests.builders.zoo import make_zoo
 

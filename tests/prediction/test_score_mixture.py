@@ -245,7 +245,7 @@ def test_wide_file_becomes_a_score_table(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("", "first column"),
-        ("name,a\nA,40\n", "first column is 'name'"),
+        ("name,a\nA,40\n", "first column is 'model'.* it lacks model"),
         ("model,family\nA,F\n", "no column of scores"),
         ("model,a,a\nA,1,2\n", "'a' stands there twice"),
         ("model,a\nA,40\nA,41\n", "lines 2 and 3"),

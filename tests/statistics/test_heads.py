@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmms_visual_heads import schema
 from lmms_visual_heads.statistics.heads import HEAD_STATISTICS, head_statistics
+from lmms_visual_heads.tables import HEAD_COLUMNS
 
 NAN = float("nan")
 NONE = torch.empty(0, dtype=torch.long)
@@ -186,7 +187,7 @@ def test_region_parts_add_up() -> None:
 
 
 def test_names_are_columns_of_the_head_table() -> None:
-    columns = {column.name for column in schema.HEAD_COLUMNS}
+    columns = {column.name for column in HEAD_COLUMNS}
     assert set(HEAD_STATISTICS) <= columns
     assert set(schema.PROFILE_STATISTICS) <= set(HEAD_STATISTICS)
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import CAUSAL_COLUMNS, METADATA_KEY, Column
+from lmms_visual_heads.schema import METADATA_KEY, Column
 from lmms_visual_heads.tables import (
+    CAUSAL_COLUMNS,
     AnswerTable,
     AnswerTableWriter,
     CausalTable,

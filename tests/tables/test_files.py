@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import ANSWER_COLUMNS, HEAD_COLUMNS, METADATA_KEY, SCHEMA_VERSION, STATISTICS_BITS
+from lmms_visual_heads.schema import METADATA_KEY, SCHEMA_VERSION
 from lmms_visual_heads.tables import (
+    ANSWER_COLUMNS,
+    HEAD_COLUMNS,
+    STATISTICS_BITS,
     AnswerTableWriter,
     HeadTable,
     HeadTableWriter,

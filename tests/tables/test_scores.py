@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import file_stem, model_name
-from lmms_visual_heads.schema import SCORE_COLUMNS
 from lmms_visual_heads.tables import (
+    SCORE_COLUMNS,
     check_scores,
     lineage_of,
     read_items,
@@ -24,7 +24,7 @@ from lmms_visual_heads.tables import (
     read_scores,
     write_scores,
 )
-from lmms_visual_heads.tables.benchmarks import PRIMARY_METRICS, parse_choices, primary_metric
+from lmms_visual_heads.tables.scores.benchmarks import PRIMARY_METRICS, parse_choices, primary_metric
 from tests.builders.paths import SAMPLES as ALL_SAMPLES
 
 SAMPLES = ALL_SAMPLES / "lmms_eval"
@@ -404,7 +404,7 @@ class TestScoreTable:
         with pytest.raises(VisualHeadsError, match="No such score table"):
             read_scores(tmp_path / "no.csv")
         (tmp_path / "bad.csv").write_text("model,score\na,1\n")
-        with pytest.raises(VisualHeadsError, match=r"bad\.csv lacks benchmark"):
+        with pytest.raises(VisualHeadsError, match=r"bad\.csv is none: it lacks benchmark"):
             read_scores(tmp_path / "bad.csv")
         (tmp_path / "empty.csv").write_text("")
         with pytest.raises(VisualHeadsError, match=r"empty\.csv is none"):
@@ -472,8 +472,8 @@ class TestLineages:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("model,run\na,1\n", "needs the columns model and lineage"),
-            ("model,lineage\na,1\na,2\n", "puts a into 1 and 2"),
+            ("model,run\na,1\n", "columns model, lineage; .* is none: it lacks lineage"),
+            ("model,lineage\na,1\na,2\n", "has a in lines 2 and 3"),
             ("model,lineage\na,\n", "empty cell"),
             ("", "is none"),
         ],

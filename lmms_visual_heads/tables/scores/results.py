@@ -17,11 +17,12 @@ import pandas as pd
 
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.names import model_name
-from lmms_visual_heads.schema import SCORE_COLUMNS
-from lmms_visual_heads.tables.benchmarks import Metric, parse_choices, primary_metric
-from lmms_visual_heads.tables.scores import check_scores
-from lmms_visual_heads.tables.wide import read_wide_scores
+from lmms_visual_heads.tables.files import find_files
+from lmms_visual_heads.tables.scores.benchmarks import Metric, parse_choices, primary_metric
+from lmms_visual_heads.tables.scores.columns import SCORE_COLUMNS, check_scores
+from lmms_visual_heads.tables.scores.wide import read_wide_scores
 
+_FILE_NAMES = ("*_results.json", "results_*.json", "results.json")
 _NOT_METRICS = ("alias", "samples", "name", "sample_len", "sample_count", " ", "")
 _DERIVED = (
     "_stderr",
@@ -33,11 +34,11 @@ _DERIVED = (
     "_consistency_rate",
 )
 _NAME_KEYS = ("pretrained", "model", "model_version", "model_id", "path", "engine", "model_name")
-_OWN_MODELS = ("visual_heads", "vhead_")
+_OUR_MODELS = ("visual_heads", "vhead_")
 
 
 class Results(NamedTuple):
-    """A score table (`schema.SCORE_COLUMNS`) and sentences on what was left out."""
+    """A score table (`SCORE_COLUMNS`) and sentences on what was left out."""
 
     frame: pd.DataFrame
     notes: tuple[str, ...]
@@ -64,7 +65,7 @@ def read_results(
     ----------
     paths : path or iterable of paths
         `*_results.json` (lmms-eval), `results_*.json` (lm-eval), wide CSV files (one row per model, one column of percent
-        per benchmark; see `tables.wide`), and folders, which are searched recursively for the first two.
+        per benchmark; see `scores.wide`), and folders, which are searched recursively for the first two.
     metrics : iterable of str
         The user's choices, TASK=METRIC[,FILTER][:SCALE]; they win over the declared metrics.
 
@@ -82,7 +83,7 @@ def read_results(
     notes: list[str] = []
     rows: list[_Row] = []
     n_files = 0
-    for path, named in _files([paths] if isinstance(paths, str | os.PathLike) else paths):
+    for path, named in find_files(paths, _FILE_NAMES, "*_results.json files of lmms-eval or lm-eval").items():
         if path.suffix.lower() == ".csv":
             n_files += 1
             rows += _wide_rows(path)
@@ -96,9 +97,9 @@ def read_results(
             "At least one results file of lmms-eval or lm-eval is required; none was found. Name *_results.json "
             "files or folders."
         )
-    kept = _keep_one(_with_scales(rows, notes), notes)
+    best = _keep_one(_with_scales(rows, notes), notes)
     frame = pd.DataFrame(
-        [[getattr(row, c.name) for c in SCORE_COLUMNS] for row in kept], columns=[c.name for c in SCORE_COLUMNS]
+        [[getattr(row, c.name) for c in SCORE_COLUMNS] for row in best], columns=[c.name for c in SCORE_COLUMNS]
     )
     frame["n_items"] = frame["n_items"].astype("Int64")
     if frame.empty:
@@ -114,8 +115,8 @@ def results_model_name(document: Mapping[str, Any], path: Path) -> str:
     config = document.get("config")
     config = config if isinstance(config, Mapping) else {}
     arguments = _arguments(config.get("model_args"))
-    own = any(str(name).startswith(_OWN_MODELS) for name in (config.get("model"), document.get("model_source")))
-    override = arguments.get("model_name") if own else None
+    is_ours = any(str(name).startswith(_OUR_MODELS) for name in (config.get("model"), document.get("model_source")))
+    override = arguments.get("model_name") if is_ours else None
     for key in _NAME_KEYS:
         if arguments.get(key):
             return model_name(arguments[key], override)
@@ -123,25 +124,6 @@ def results_model_name(document: Mapping[str, Any], path: Path) -> str:
     if isinstance(top, str) and top:
         return model_name(top)
     return model_name(path.resolve().parent.name.replace("__", "/"))
-
-
-def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterable[tuple[Path, bool]]:
-    """Candidate files, once each, and whether the user named the file itself."""
-    found: dict[Path, bool] = {}
-    for entry in paths:
-        path = Path(entry)
-        if path.is_dir():
-            for candidate in sorted(
-                {*path.rglob("*_results.json"), *path.rglob("results_*.json"), *path.rglob("results.json")}
-            ):
-                found.setdefault(candidate, False)
-        elif path.exists():
-            found[path] = True
-        else:
-            raise VisualHeadsError(
-                f"No such file or folder: {path}. Name *_results.json files of lmms-eval or lm-eval, or their folder."
-            )
-    return found.items()
 
 
 def _wide_rows(path: Path) -> list[_Row]:
@@ -212,7 +194,7 @@ def _pick(
     absent = [name for name in metric.names if name not in numbers]
     if absent:
         notes.append(
-            f"Left out benchmark {task!r} of {path}: metric {', '.join(absent)} is not there; it has {listed}. {how}."
+            f"Left out benchmark {task!r} of {path}: metric {', '.join(absent)} is missing; it has {listed}. {how}."
         )
         return None
     total = 0.0
@@ -292,12 +274,12 @@ def _keep_one(rows: list[_Row], notes: list[str]) -> list[_Row]:
     return sorted(best.values(), key=lambda row: (row.model, row.benchmark))
 
 
-def _arguments(given: Any) -> dict[str, str]:
+def _arguments(model_args: Any) -> dict[str, str]:
     """lmms-eval's `model_args`, a dict or `key=value,…`, as text values."""
-    if isinstance(given, Mapping):
-        return {str(key): str(value) for key, value in given.items() if value is not None}
-    if isinstance(given, str):
-        pairs = (part.partition("=") for part in given.split(","))
+    if isinstance(model_args, Mapping):
+        return {str(key): str(value) for key, value in model_args.items() if value is not None}
+    if isinstance(model_args, str):
+        pairs = (part.partition("=") for part in model_args.split(","))
         return {key.strip(): value.strip() for key, equals, value in pairs if equals}
     return {}
 

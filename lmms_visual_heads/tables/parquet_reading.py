@@ -1,4 +1,4 @@
-"""Readers of head, answer and causal tables: footers first, rows when asked for; several files of one model are merged.
+"""What the readers of head, answer and causal tables share: footers first, rows when asked for, files of one model merged.
 
 A task stands once per model: of two measurements the one with more documents is kept, of equal ones the newer.
 Never mixes queries, data or models in silence.
@@ -19,18 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import (
-    ANSWER_COLUMNS,
-    ANSWERS_SUFFIX,
-    CAUSAL_COLUMNS,
-    CAUSAL_SUFFIX,
-    HEAD_COLUMNS,
-    HEADS_SUFFIX,
-    METADATA_KEY,
-    Column,
-    arrow_schema,
-    declared,
-)
+from lmms_visual_heads.schema import METADATA_KEY, Column, arrow_schema, declared
 from lmms_visual_heads.tables import files
 from lmms_visual_heads.tables import metadata as metadata_documents
 
@@ -69,12 +58,12 @@ class Table:
     metadata: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     _sources: tuple[_Source, ...] = field(default=(), repr=False)
-    _given: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    _in_memory: pd.DataFrame | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         metadata_documents.check_metadata(self.metadata, self.where)
-        if self._given is not None:
-            missing = [c.name for c in self.columns if c.name not in self._given.columns and not c.added]
+        if self._in_memory is not None:
+            missing = [c.name for c in self.columns if c.name not in self._in_memory.columns and not c.added]
             if missing:
                 raise VisualHeadsError(
                     f"A {self.kind} table needs the columns {', '.join(missing)}; {self.where} lacks them."
@@ -83,7 +72,7 @@ class Table:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> Self:
         """A table in memory: the declared columns, and a metadata document (`schema_version` is filled in)."""
-        return cls(metadata_documents.complete_metadata(metadata), _given=frame)
+        return cls(metadata_documents.complete_metadata(metadata), _in_memory=frame)
 
     @property
     def kind(self) -> str:
@@ -118,8 +107,8 @@ class Table:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """All rows, the declared columns in order; missing values are NaN (None in text columns)."""
-        if self._given is not None:
-            return self._complete(self._given)
+        if self._in_memory is not None:
+            return self._complete(self._in_memory)
         tables = [pa.Table.from_batches([batch]) for batch in self.batches()]
         return (pa.concat_tables(tables) if tables else arrow_schema(self.columns).empty_table()).to_pandas()
 
@@ -131,21 +120,21 @@ class Table:
         VisualHeadsError
             When a file is damaged behind its footer.
         """
-        if self._given is not None:
+        if self._in_memory is not None:
             yield from pa.Table.from_pandas(
-                self._complete(self._given), arrow_schema(self.columns), preserve_index=False
+                self._complete(self._in_memory), arrow_schema(self.columns), preserve_index=False
             ).to_batches()
             return
         for source in self._sources:
             wanted = pa.array(source.tasks, pa.string())
             try:
                 with pq.ParquetFile(source.path) as parquet:
-                    there = set(parquet.schema_arrow.names)
-                    names = [c.name for c in self.columns if c.name in there]
+                    written = set(parquet.schema_arrow.names)
+                    names = [c.name for c in self.columns if c.name in written]
                     for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names):
-                        kept = declared(batch.filter(pc.is_in(batch.column("task"), value_set=wanted)), self.columns)
-                        if len(kept):
-                            yield kept
+                        rows = declared(batch.filter(pc.is_in(batch.column("task"), value_set=wanted)), self.columns)
+                        if len(rows):
+                            yield rows
             except (pa.ArrowException, OSError) as error:
                 raise _damaged(source.path, error) from error
 
@@ -160,33 +149,29 @@ class Table:
         return (frame.assign(**absent) if absent else frame)[[c.name for c in self.columns]]
 
 
-class HeadTable(Table):
-    """Head table of one model: one row per (task, document, layer, head); see `schema.HEAD_COLUMNS`."""
+def only_one(tables: list[T]) -> T:
+    """The one table in `tables`.
 
-    columns = HEAD_COLUMNS
-    suffix = HEADS_SUFFIX
-
-
-class AnswerTable(Table):
-    """Answer table of one model: one row per (task, document); see `schema.ANSWER_COLUMNS`."""
-
-    columns = ANSWER_COLUMNS
-    suffix = ANSWERS_SUFFIX
-
-
-class CausalTable(Table):
-    """Causal table of one model: what cutting heads off the image does; see `schema.CAUSAL_COLUMNS`."""
-
-    columns = CAUSAL_COLUMNS
-    suffix = CAUSAL_SUFFIX
-    counted = "n_knockout"
+    Raises
+    ------
+    VisualHeadsError
+        When there are several.
+    """
+    if len(tables) != 1:
+        raise VisualHeadsError(
+            f"One model is required here; there are {len(tables)}: {', '.join(t.model for t in tables)}. "
+            "Name one model's files, or read them all with the plural function."
+        )
+    return tables[0]
 
 
-def read_head_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[HeadTable]:
-    """Head tables under `paths`, one per model, in order of the models' names.
+def read_tables(kind: type[T], paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[T]:
+    """Tables of one kind under `paths`, one per model, in order of the models' names.
 
     Parameters
     ----------
+    kind : type of Table
+        `HeadTable`, `AnswerTable` or `CausalTable`.
     paths : path or iterable of paths
         Finished files and folders (searched recursively; parts of unfinished runs are passed over and noted).
 
@@ -196,44 +181,6 @@ def read_head_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike
         One sentence naming the file: nothing there, not Parquet, truncated, a newer schema, a missing column; or naming
         the model: its files differ in query, data, dtype, revision or shape.
     """
-    return _read(HeadTable, paths)
-
-
-def read_head_table(*paths: str | os.PathLike[str]) -> HeadTable:
-    """The head table of one model; errors as for `read_head_tables`, and when there are several models."""
-    return _only_one(read_head_tables(paths))
-
-
-def read_answer_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[AnswerTable]:
-    """Answer tables under `paths`, one per model; as `read_head_tables`."""
-    return _read(AnswerTable, paths)
-
-
-def read_answer_table(*paths: str | os.PathLike[str]) -> AnswerTable:
-    """The answer table of one model; as `read_head_table`."""
-    return _only_one(read_answer_tables(paths))
-
-
-def read_causal_tables(paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[CausalTable]:
-    """Causal tables under `paths`, one per model; as `read_head_tables`."""
-    return _read(CausalTable, paths)
-
-
-def read_causal_table(*paths: str | os.PathLike[str]) -> CausalTable:
-    """The causal table of one model; as `read_head_table`."""
-    return _only_one(read_causal_tables(paths))
-
-
-def _only_one(tables: list[T]) -> T:
-    if len(tables) != 1:
-        raise VisualHeadsError(
-            f"One model is required here; there are {len(tables)}: {', '.join(t.model for t in tables)}. "
-            "Name one model's files, or read them all with the plural function."
-        )
-    return tables[0]
-
-
-def _read(kind: type[T], paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[T]:
     listing = files.list_tables([paths] if isinstance(paths, str | os.PathLike) else paths, kind.suffix)
     if not listing.files:
         raise VisualHeadsError(f"At least one *{kind.suffix} file or folder is required; none was named.")
@@ -262,10 +209,10 @@ def _open(kind: type[Table], path: Path) -> _Source:
             f"Name a *{kind.suffix} file."
         )
     for column in (c for c in kind.columns if c.name in schema.names):
-        came = schema.field(column.name).type
-        if came != column.type:
+        on_disk = schema.field(column.name).type
+        if on_disk != column.type:
             raise VisualHeadsError(
-                f"Column {column.name!r} must hold {column.type}; {path} holds {came}. Write the table again."
+                f"Column {column.name!r} must hold {column.type}; {path} holds {on_disk}. Write the table again."
             )
     return _Source(path, document, tuple(document["tasks"]))
 
@@ -296,10 +243,10 @@ def _merge(kind: type[T], name: str, sources: list[_Source]) -> T:
                     f"{source.path} "
                     "have different fingerprints. Leave one of the files out."
                 )
-            came, had = _number(description, kind.counted), _number(earlier, kind.counted)
-            winner = source if came >= had else keeper[task]
+            now, before = _number(description, kind.counted), _number(earlier, kind.counted)
+            winner = source if now >= before else keeper[task]
             loser = keeper[task] if winner is source else source
-            reason = "it has more documents" if came != had else "it is newer"
+            reason = "it has more documents" if now != before else "it is newer"
             notes.append(
                 f"Task {task!r} of model {name!r} was measured twice; kept {winner.path} ({reason}), not {loser.path}."
             )

@@ -1,61 +1,30 @@
-"""The score table: CSV in and out, and the checks that every user of scores relies on.
-
-Columns: `schema.SCORE_COLUMNS`."""
+"""Columns of the score table, one row per (model, benchmark), and the checks that every user of scores relies on."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.schema import SCORE_COLUMNS
-from lmms_visual_heads.tables import files
+from lmms_visual_heads.schema import Column
 
-_NEEDED = ("model", "benchmark", "score")
+SCORE_COLUMNS = (
+    Column("model", pa.string(), "", "model name; joins heads and scores"),
+    Column("benchmark", pa.string(), "", "lmms-eval task name"),
+    Column("metric", pa.string(), "", "the benchmark's primary metric"),
+    Column("scale", pa.float64(), "", "the metric's best value: 1 or 100 (2800 for MME's sum)"),
+    Column("score", pa.float64(), "scale", "the model's score on that scale"),
+    Column("n_items", pa.int64(), "items", "items that were scored", nullable=True),
+    Column("source", pa.string(), "", "file or publication that the score comes from"),
+)
+
+SCORE_REQUIRED = ("model", "benchmark", "score")
+"""Columns that a score table must bring; the others have defaults."""
+
 _PERCENT_LOOKS_REAL = 5.0
 """Above this many percent a benchmark's median makes scores of at most 1 look like fractions, not like percent."""
 _MANY_SCORES = 20
-
-
-def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Score table from a CSV file.
-
-    Columns `model`, `benchmark`, `score` are required; a missing `scale` is 1 where all scores of the benchmark lie in
-    0..1, else 100; a missing `metric` is "score", a missing `source` the file's name.
-
-    Raises
-    ------
-    VisualHeadsError
-        No such file, not a CSV, or a table that `check_scores` refuses.
-    """
-    target = Path(path)
-    if not target.is_file():
-        raise VisualHeadsError(
-            f"No such score table: {target}. Write one with: visual-heads scores RESULTS... --out {target.name}."
-        )
-    try:
-        frame = pd.read_csv(target, dtype=str)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
-        raise VisualHeadsError(
-            f"A CSV file with the columns {', '.join(c.name for c in SCORE_COLUMNS)} is required; {target} is none: "
-            f"{error}."
-        ) from error
-    missing = [name for name in _NEEDED if name not in frame.columns]
-    if missing:
-        raise VisualHeadsError(
-            f"A score table needs the columns {', '.join(_NEEDED)}; {target} lacks {', '.join(missing)}. "
-            "Write one with: visual-heads scores RESULTS... --out scores.csv."
-        )
-    return check_scores(_with_defaults(frame, str(target)), str(target))
-
-
-def write_scores(frame: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
-    """Write a score table as CSV, atomically; numbers read back exactly."""
-    columns = [c.name for c in SCORE_COLUMNS]
-    return files.write_bytes(path, check_scores(frame)[columns].to_csv(index=False, lineterminator="\n").encode())
 
 
 def check_scores(frame: pd.DataFrame, where: str = "the score table") -> pd.DataFrame:
@@ -67,10 +36,10 @@ def check_scores(frame: pd.DataFrame, where: str = "the score table") -> pd.Data
         A column, name or score is missing; one model has two different scores of one benchmark; a benchmark has two
         metrics or scales; a score lies outside 0..scale; fractions stand beside percent.
     """
-    missing = [name for name in _NEEDED if name not in frame.columns]
+    missing = [name for name in SCORE_REQUIRED if name not in frame.columns]
     if missing:
         raise VisualHeadsError(
-            f"A score table needs the columns {', '.join(_NEEDED)}; {where} lacks {', '.join(missing)}."
+            f"A score table needs the columns {', '.join(SCORE_REQUIRED)}; {where} lacks {', '.join(missing)}."
         )
     clean = _with_defaults(frame, where)
     for name in ("model", "benchmark"):
