@@ -57,20 +57,24 @@ def estimate(
         raise VisualHeadsError(
             "Answer tables are required; none lies under --heads. Run lmms-eval --model visual_heads_llava with --tasks BENCHMARK."
         )
-    own, notes = check_items(read.frame, models, sorted({task for _, task in measured.prompts}))
+    checked, notes = check_items(read.frame, models, sorted({task for _, task in measured.prompts}))
     rows = []
-    for model, parts in labelled_items(own, measured).items():
+    for model, parts in labelled_items(checked, measured).items():
         for benchmark, part in parts.items():
             if not len(part.unlabelled):
                 notes.append(
                     f"{model}, {benchmark}: every answered prompt is labelled, so its score is known; left out."
                 )
                 continue
-            found = prediction_powered_mean(part.correct, part.confidence, part.unlabelled, level)
-            numbers = (found.mean, found.low, found.high, level, len(part.correct), len(part.unlabelled))
+            answer = prediction_powered_mean(part.correct, part.confidence, part.unlabelled, level)
+            numbers = (answer.mean, answer.low, answer.high, level, len(part.correct), len(part.unlabelled))
             rows.append(
                 dict(
-                    zip(COLUMNS, (model, benchmark, *numbers, found.direct, found.power, found.guarantee), strict=True)
+                    zip(
+                        COLUMNS,
+                        (model, benchmark, *numbers, answer.direct, answer.power, answer.guarantee),
+                        strict=True,
+                    )
                 )
             )
     for sentence in dict.fromkeys([*measured.notes, *read.notes, *notes]):

@@ -73,10 +73,10 @@ def plan(
         raise VisualHeadsError("--heads needs --predictor: a score table alone says nothing about heads.")
     if items and not heads:
         raise VisualHeadsError("--items needs --heads: the labels are joined to that model's answers.")
-    given = None if known is None else read_scores(known)
-    if given is not None and model is not None:
-        given = given[given["model"] == model]
-        if given.empty:
+    known_scores = None if known is None else read_scores(known)
+    if known_scores is not None and model is not None:
+        known_scores = known_scores[known_scores["model"] == model]
+        if known_scores.empty:
             raise VisualHeadsError(f"{known} has no score of {model}. Check the name, or leave out --known.")
     cost = None
     if predictor is not None:
@@ -87,14 +87,14 @@ def plan(
             measurements = read_measurements(heads)
             names = measurements.models if model is None else [model]
             if len(names) != 1 or names[0] not in measurements.models:
-                there = ", ".join(measurements.models)
-                raise VisualHeadsError(f"A plan is for one model; --heads has {there}. Choose with --model.")
+                listed = ", ".join(measurements.models)
+                raise VisualHeadsError(f"A plan is for one model; --heads has {listed}. Choose with --model.")
             labelled = None if not items else read_items(items).frame
-            belief = fitted.beliefs(measurements.only(names), known_scores=given, items=labelled)[names[0]]
+            belief = fitted.beliefs(measurements.only(names), known_scores=known_scores, items=labelled)[names[0]]
             told = {task: flops for (name, task), flops in measurements.item_flops.items() if name == names[0]}
             cost = relative_cost(told, belief.benchmarks)
         else:
-            belief = belief_of_predictor(fitted, given)
+            belief = belief_of_predictor(fitted, known_scores)
     else:
         assert scores is not None
         families = None if lineages is None else read_lineages(lineages)
@@ -103,7 +103,7 @@ def plan(
             families = families or named
         else:
             table = read_scores(scores)
-        belief = belief_of_scores(table, given, families)
+        belief = belief_of_scores(table, known_scores, families)
     steps = plan_items(belief, budget, batch, largest, cost)
     if form is Format.TABLE:
         _print(steps, expected_error(belief.covariance), len(belief.benchmarks))

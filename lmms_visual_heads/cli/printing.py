@@ -206,15 +206,15 @@ def fitting(columns: Sequence[PrintedColumn], rows: Sequence[Sequence[str]], roo
         words = [word for cell in cells for word in cell.split()] if column.wraps else cells
         natural.append(longest([column.title, *cells]))
         least.append(longest([*column.title.split(), *words]))
-    kept = list(range(len(columns)))
-    while sum(least[at] for at in kept) + _GAP * (len(kept) - 1) > room:
-        worst = max(kept, key=lambda at: (columns[at].importance, at))
+    printed = list(range(len(columns)))
+    while sum(least[at] for at in printed) + _GAP * (len(printed) - 1) > room:
+        worst = max(printed, key=lambda at: (columns[at].importance, at))
         if columns[worst].importance == 0:
             return None
-        kept.remove(worst)
-    widths = {at: natural[at] for at in kept}
-    while sum(widths.values()) + _GAP * (len(kept) - 1) > room:
-        widest = max((at for at in kept if widths[at] > least[at]), key=lambda at: widths[at])
+        printed.remove(worst)
+    widths = {at: natural[at] for at in printed}
+    while sum(widths.values()) + _GAP * (len(printed) - 1) > room:
+        widest = max((at for at in printed if widths[at] > least[at]), key=lambda at: widths[at])
         widths[widest] -= 1
     return [widths.get(at) for at in range(len(columns))]
 

@@ -256,7 +256,7 @@ def error_figure(errors: pd.DataFrame) -> Figure:
             )
     axes.set_yticks(range(len(errors)), labels)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
-    axes.set_xlabel("mean absolute error, points", labelpad=2)
+    axes.set_xlabel("MAE, points", labelpad=2)
     _quiet(axes, grid="x")
     return figure
 

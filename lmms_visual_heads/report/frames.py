@@ -268,9 +268,9 @@ def _weighted(values: pd.Series, weights: pd.Series) -> float:
 
 def _probe_order(tasks: Iterable[str]) -> list[str]:
     """Tasks with the plain probe first, then the probe with the box drawn, then the others in their own order."""
-    given = list(dict.fromkeys(tasks))
+    named = list(dict.fromkeys(tasks))
     probe = [*PLAIN_TASKS, *(f"{task}_visual" for task in PLAIN_TASKS)]
-    return [t for t in probe if t in given] + [t for t in given if t not in probe]
+    return [t for t in probe if t in named] + [t for t in named if t not in probe]
 
 
 def _first(*values: Any) -> Any:

@@ -251,13 +251,13 @@ def page_trust(made: ReportFrames, predictor: Any | None = None) -> Trust:
     documents = tasks.groupby("model")["n_documents"].sum()
     judged = made.runs[made.runs["model"].isin(evaluation["model"])]
     sizes = fitted.get("language_model_parameters") or judged["language_model_parameters"].tolist()
-    needs_probe, own_prompts, again = needed(fitted)
+    needs_probe, benchmark_prompts, again = needed(fitted)
     return trust(
         evaluation,
         level=_level(made, predictor),
         small=is_small(sizes, evaluation["benchmark"].unique().tolist()),
         probe_documents=int(documents.median()) if len(documents) and needs_probe else None,
-        own_prompts=own_prompts,
+        benchmark_prompts=benchmark_prompts,
         again=again,
     )
 
@@ -268,7 +268,8 @@ def needed(description: Mapping[str, Any]) -> tuple[bool, int | None, bool]:
     Returns
     -------
     bool, int or None, bool
-        Whether the probe; how many prompts of a benchmark; whether these more than once, with other images or heads cut.
+        Whether the probe; how many prompts of a benchmark; whether these more than once, with other
+        images or with heads knocked out.
     """
     if "chosen" not in description:
         return True, None, False
@@ -276,8 +277,8 @@ def needed(description: Mapping[str, Any]) -> tuple[bool, int | None, bool]:
 
     used = methods_of(description["chosen"].values())
     counts = list(description["own_prompts"].values())
-    own = int(median(counts)) if counts and any(method.own_prompts for method in used) else None
-    return any(method.probe for method in used), own, any(method.extra_passes for method in used)
+    prompts = int(median(counts)) if counts and any(method.own_prompts for method in used) else None
+    return any(method.probe for method in used), prompts, any(method.extra_passes for method in used)
 
 
 def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> list[str]:
@@ -292,9 +293,9 @@ def method_notes(predictor: Any | None, predictions: pd.DataFrame | None) -> lis
     ].drop_duplicates()
     others = used.merge(judged[~judged["chosen"].astype(bool)], on=["benchmark", "method"])
     return [
-        f"{', '.join(part['benchmark'])}: predicted from {METHOD_WORDS[str(name)]} alone, where the left-out error is "
-        f"{part['error'].mean():.1f} points (always guessing the mean: {part['baseline_error'].mean():.1f}); the left-out errors "
-        "on this page are those of the best method, which needs more than was measured of these models."
+        f"{', '.join(part['benchmark'])}: predicted from {METHOD_WORDS[str(name)]} alone, whose left-out MAE is "
+        f"{part['error'].mean():.1f} points (baseline: {part['baseline_error'].mean():.1f}). The left-out errors on this page are "
+        "those of the best method, which needs more than was measured of these models."
         for name, part in others.groupby("method", sort=False)
     ]
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from lmms_visual_heads.report import figures, frames
 from lmms_visual_heads.report.collection import ReportFrames
-from lmms_visual_heads.report.flags import in_words, shared_flags, split_flags
+from lmms_visual_heads.report.formatting import in_words, shared_flags, split_flags
 from lmms_visual_heads.report.inputs import ReportModel
 from lmms_visual_heads.report.svg import inline_svg
 
@@ -43,8 +43,8 @@ def remarks(predictions: pd.DataFrame | None) -> dict[str, Any]:
     if predictions is None:
         return {"shared": "", "rows": [], "any": False, "sources": ""}
     shared = shared_flags(predictions["flags"])
-    own = [in_words(flag for flag in split_flags(cell) if flag not in shared) for cell in predictions["flags"]]
-    return {"shared": in_words(shared), "rows": own, "any": any(own), "sources": sources(predictions)}
+    per_row = [in_words(flag for flag in split_flags(cell) if flag not in shared) for cell in predictions["flags"]]
+    return {"shared": in_words(shared), "rows": per_row, "any": any(per_row), "sources": sources(predictions)}
 
 
 def sources(predictions: pd.DataFrame) -> str:
@@ -62,8 +62,9 @@ def sources(predictions: pd.DataFrame) -> str:
     }
     if not groups:
         return ""
-    said = "; ".join(groups) if len(groups) == 1 else "; ".join(f"{words} ({which})" for words, which in groups.items())
-    return said if any(method.heads for method in methods_of(named["method"])) else f"{said}; heads do not enter"
+    parts = list(groups) if len(groups) == 1 else [f"{words} ({benchmarks})" for words, benchmarks in groups.items()]
+    needs_heads = any(method.heads for method in methods_of(named["method"]))
+    return "; ".join(parts if needs_heads else [*parts, "heads do not enter"])
 
 
 def evaluation_panels(made: ReportFrames) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ def error_picture(errors: pd.DataFrame | None) -> Markup | None:
     """The bars of error per benchmark."""
     if errors is None or errors.empty:
         return None
-    return inline_svg(figures.error_figure(errors), "err", "Mean absolute error per benchmark, predictor and baseline")
+    return inline_svg(figures.error_figure(errors), "err", "MAE per benchmark, predictor and baseline")
 
 
 def model_sections(models: Sequence[ReportModel], made: ReportFrames, threshold: float) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lmms_visual_heads import schema
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.report.flags import in_words, split_flags
+from lmms_visual_heads.report.formatting import in_words, split_flags
 
 EVALUATION_COLUMNS = ("model", "lineage", "benchmark", "actual", "predicted", "low", "high", "baseline")
 BOOTSTRAP_DRAWS = 2000
@@ -182,7 +182,7 @@ def direct_scoring_error(evaluation: pd.DataFrame, n_items: float) -> float:
 
 
 def equivalent_items(evaluation: pd.DataFrame, error: float) -> float:
-    """Items of each benchmark whose direct scoring errs by `error` points on average; inverse of `direct_scoring_error`."""
+    """Items of each benchmark whose direct scoring has an MAE of `error` points; inverse of `direct_scoring_error`."""
     if not error > 0:
         return float("inf")
     return (direct_scoring_error(evaluation, 1.0) / error) ** 2

@@ -55,7 +55,7 @@ def trust(
     level: float | None = None,
     small: bool = False,
     probe_documents: int | None = None,
-    own_prompts: int | None = None,
+    benchmark_prompts: int | None = None,
     again: bool = False,
     predicted: bool = False,
 ) -> Trust:
@@ -72,10 +72,10 @@ def trust(
     probe_documents : int or None
         Documents of the probe for one model: forward passes that direct scoring could have had instead; None where no
         prediction needs the probe.
-    own_prompts : int or None
+    benchmark_prompts : int or None
         Prompts of a benchmark that a model answered for its predictions, labels unused; None where there were none.
     again : bool
-        Whether some of them are run again with other images or with heads cut.
+        Whether some of them are run again with other images or with heads knocked out.
     predicted : bool
         Whether the page shows predictions at all.
 
@@ -96,7 +96,7 @@ def trust(
     details = [
         _difference(numbers),
         _intervals(numbers, level),
-        *_direct(evaluation, numbers, probe_documents, own_prompts, again),
+        *_direct(evaluation, numbers, probe_documents, benchmark_prompts, again),
     ]
     return Trust(verdict, sentence, tuple(text for text in details if text), numbers)
 
@@ -128,17 +128,17 @@ def _sentence(verdict: Verdict, numbers: dict[str, float], small: bool) -> str:
     if verdict == "too few":
         return (
             f"Take the predictions as an illustration only: {who} are too few to tell whether they beat the baseline "
-            f"(errors so far: {error} points on average, always guessing the others' mean {baseline})."
+            f"(MAE so far: {error} points, the baseline {baseline})."
         )
     if verdict == "better":
         return (
-            f"Trust a prediction to about {error} points: that is the average error over {who}, {left_out}, "
-            f"where always guessing the others' mean errs by {baseline}."
+            f"Trust a prediction to about {error} points: that is its MAE over {who}, {left_out}. "
+            f"The baseline, the mean of the others, has {baseline}."
         )
     than = "worse than" if verdict == "worse" else "no better than"
     return (
-        f"Do not choose between models by these predictions: over {who}, {left_out}, they err by {error} points "
-        f"on average, {than} always guessing the others' mean ({baseline})."
+        f"Do not choose between models by these predictions: over {who}, {left_out}, their MAE is {error} points. "
+        f"That is {than} the baseline, the mean of the others ({baseline})."
     )
 
 
@@ -170,7 +170,7 @@ def _direct(
     evaluation: pd.DataFrame,
     numbers: dict[str, float],
     probe_documents: int | None,
-    own_prompts: int | None,
+    benchmark_prompts: int | None,
     again: bool,
 ) -> list[str]:
     """What direct scoring of a few items would have done instead; changes `numbers`."""
@@ -183,7 +183,7 @@ def _direct(
     if np.isfinite(items):
         worth = "fewer than one item" if items < 1 else f"about {_count(round(items), 'item')}"
         sentences.append(
-            f"A prediction is worth {worth} of direct scoring per benchmark; {DIRECT_ITEMS} items would err by about "
+            f"A prediction is worth {worth} of direct scoring per benchmark; {DIRECT_ITEMS} items would have an MAE of about "
             f"{few_hundred:.1f} points{buy}."
         )
     if probe_documents:
@@ -192,14 +192,15 @@ def _direct(
         better = "direct scoring is" if same < error else "the probe is"
         sentences.append(
             f"At the probe's cost ({probe_documents:,} questions) one could score {each:,.0f} items of each benchmark "
-            f"instead and err by about {same:.1f} points: at that price {better} the better buy."
+            f"instead, with an MAE of about {same:.1f} points. At that price {better} the better buy."
         )
-    if own_prompts:
-        labelled = numbers["own_prompts_error"] = direct_scoring_error(evaluation, own_prompts)
+    if benchmark_prompts:
+        labelled = numbers["benchmark_prompts_error"] = direct_scoring_error(evaluation, benchmark_prompts)
         sentences.append(
-            f"For these predictions a model answers {_count(own_prompts, 'prompt')} of a benchmark, labels unused"
-            f"{', and some again with other images or heads cut' if again else ''}. Scored with their labels, the same prompts "
-            f"would err by about {labelled:.1f} points; with labels at hand use both: visual-heads predict --items."
+            f"For these predictions a model answers {_count(benchmark_prompts, 'prompt')} of a benchmark, labels unused"
+            f"{', and some again with other images or with heads knocked out' if again else ''}. Scored with their labels, the "
+            f"same prompts would have an MAE of about {labelled:.1f} points; with labels at hand use both: visual-heads predict "
+            "--items."
         )
     return sentences
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lmms_visual_heads.report.flags import split_flags
+from lmms_visual_heads.report.formatting import split_flags
 from lmms_visual_heads.report.inputs import PLAIN_TASKS, VISUAL_TASKS, ReportModel
 from lmms_visual_heads.report.trust import Trust
 
@@ -53,6 +53,12 @@ GLOSSARY = (
         "baseline",
         "what one would say without looking at the model: the mean score of the other models, every training counting the same.",
     ),
+    ("MAE", "mean absolute error: predicted minus actual without its sign, averaged, in points."),
+    (
+        "benchmark prompts",
+        "prompts of the benchmark that is predicted, answered by the model, labels unused.",
+    ),
+    ("knock-out", "a run in which heads see nothing of the image; how far the answer moves is their causal score."),
     ("lineage", "checkpoints that share a training: the same run, a warm start, a seed. They are left out together."),
     ("missing (–)", "not measured or not defined; drawn as a hatched cell, never as zero."),
 )
@@ -71,8 +77,8 @@ def _without_predictions(models: Sequence[ReportModel], heads: pd.DataFrame, ver
     if verdict.numbers:
         numbers = verdict.numbers
         return (
-            f"On {numbers['n_models']} scored models the predictor errs by {numbers['error']:.1f} points, "
-            f"the baseline by {numbers['baseline_error']:.1f}"
+            f"On {numbers['n_models']} scored models the predictor's MAE is {numbers['error']:.1f} points, "
+            f"the baseline's {numbers['baseline_error']:.1f}"
         )
     means = heads.groupby("model", sort=False)["image_attention"].mean().dropna()
     if means.empty:
@@ -120,7 +126,7 @@ def remake_commands(
 ) -> list[str]:
     """Commands that measure such heads again and write this page; capitals stand for what the reader fills in.
 
-    `beside`: the models' answers and causal scores; a run over own prompts of benchmarks has a command of its own.
+    `beside`: the models' answers and causal scores; a run over benchmark prompts has a command of its own.
     """
     commands = []
     probed = {str(task) for model in models for task in (model.metadata.get("tasks") or {})}
@@ -134,7 +140,7 @@ def remake_commands(
         commands.append(
             f"lmms-eval --model visual_heads_llava --model_args pretrained=CKPT,heads=heads{chosen} --tasks {typed}"
         )
-    commands += [] if beside is None else _own_prompts_commands(beside, {model.name for model in models}, probed)
+    commands += [] if beside is None else _benchmark_prompts_commands(beside, {model.name for model in models}, probed)
     if report_command:
         commands.append(shlex.join(report_command))
     else:
@@ -143,7 +149,7 @@ def remake_commands(
     return commands
 
 
-def _own_prompts_commands(measured: Any, models: set[str], probed: set[str]) -> list[str]:
+def _benchmark_prompts_commands(measured: Any, models: set[str], probed: set[str]) -> list[str]:
     """The run over prompts of the benchmarks themselves, with its extra passes."""
     rows = measured.answers[measured.answers["model"].isin(models) & ~measured.answers["task"].isin(probed)]
     if rows.empty:
@@ -152,19 +158,19 @@ def _own_prompts_commands(measured: Any, models: set[str], probed: set[str]) -> 
     arguments = ["pretrained=CKPT", "heads=heads"]
     images = [name for name in ("swap", "blank") if rows[f"{name}_kl"].notna().any()]
     causal = measured.causal[measured.causal["task"].isin(tasks)]
-    cuts = {
+    knockouts = {
         "all": causal["layer"] < 0,
         "layers": (causal["layer"] >= 0) & (causal["head"] < 0),
         "heads": causal["head"] >= 0,
     }
-    cut = [name for name, there in cuts.items() if there.any()]
-    if images or cut:
+    knocked_out = [name for name, rows_of in knockouts.items() if rows_of.any()]
+    if images or knocked_out:
         arguments.append(f"control_tasks={'+'.join(tasks)}")
     arguments += [f"image_control={'+'.join(images)}"] if images else []
-    arguments += [f"knockout={'+'.join(cut)}"] if cut else []
+    arguments += [f"knockout={'+'.join(knocked_out)}"] if knocked_out else []
     limit = int(rows["n_prompts"].max())
-    given = f"lmms-eval --model visual_heads_llava --model_args {','.join(arguments)}"
-    return [f"{given} --tasks {','.join(tasks)} --limit {limit}"]
+    run = f"lmms-eval --model visual_heads_llava --model_args {','.join(arguments)}"
+    return [f"{run} --tasks {','.join(tasks)} --limit {limit}"]
 
 
 def fitted_facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -262,12 +262,12 @@ class RunJournal:
         """Merge the chunks of every level that is full into one of the next level; chunks of an earlier process are level 0."""
         level = 0
         while True:
-            own = [number for _, number in self._chunks(self.rank) if self._levels.get(number, 0) == level]
-            if len(own) < MOST_CHUNKS:
+            full = [number for _, number in self._chunks(self.rank) if self._levels.get(number, 0) == level]
+            if len(full) < MOST_CHUNKS:
                 return
             level += 1
             self._levels[self._next] = level
-            self._compact(own)
+            self._compact(full)
 
     def _compact(self, numbers: list[int]) -> None:
         """Merge own chunks into one. Killed in between, both stand for a while: the first of two equal rows counts."""
@@ -334,11 +334,11 @@ class RunJournal:
     def _chunks(self, rank: int | None = None) -> list[tuple[int, int]]:
         """(rank, number) of the complete chunks, oldest first within a rank."""
         pattern = f"{'*' if rank is None else rank}-*.{_RESPONSES}"
-        found = []
+        complete = []
         for path in self.path.glob(pattern):
             of_rank, number = path.name.removesuffix(f".{_RESPONSES}").split("-")
-            found.append((int(of_rank), int(number)))
-        return sorted(found)
+            complete.append((int(of_rank), int(number)))
+        return sorted(complete)
 
     def _drop_incomplete(self) -> None:
         """Remove own files whose chunk was never completed, and tables that were not (process 0 writes them)."""

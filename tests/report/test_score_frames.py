@@ -111,30 +111,31 @@ def test_better_than_the_baseline_is_said_with_both_errors():
     assert verdict.verdict == "better"
     numbers = verdict.numbers
     assert verdict.sentence == (
-        f"Trust a prediction to about {numbers['error']:.1f} points: that is the average error over 12 small models trained on "
-        "drawn scenes from 8 separate trainings, predicting each with its own training left out, where always guessing the "
-        f"others' mean errs by {numbers['baseline_error']:.1f}."
+        f"Trust a prediction to about {numbers['error']:.1f} points: that is its MAE over 12 small models trained on "
+        "drawn scenes from 8 separate trainings, predicting each with its own training left out. The baseline, the mean of the "
+        f"others, has {numbers['baseline_error']:.1f}."
     )
     details = " ".join(verdict.details)
     assert "8 separate trainings cannot certify the 90 % level: that takes at least 15" in details
-    assert "200 items would err by about" in details
+    assert "200 items would have an MAE of about" in details
     assert "At the probe's cost (768 questions) one could score 154 items of each benchmark instead" in details
 
 
-def test_own_prompts_are_priced_and_the_probe_is_not_where_nothing_needs_it():
+def test_benchmark_prompts_are_priced_and_the_probe_is_not_where_nothing_needs_it():
     frame = evaluation(noise=1)
-    verdict = judged(frame, own_prompts=64)
+    verdict = judged(frame, benchmark_prompts=64)
     details = " ".join(verdict.details)
     assert "probe's cost" not in details
     points = frame["actual"].to_numpy(float) / 100
-    # The mean absolute error of a share of 64 draws, every lineage counting the same: a slow twin by drawing.
+    # The MAE of a share of 64 draws, every lineage counting the same: a slow twin by drawing.
     drawn = np.random.default_rng(1).binomial(64, np.clip(points, 0, 1), size=(20_000, len(points))) / 64
     errors = pd.Series(100 * np.abs(drawn - points).mean(axis=0)).groupby(frame["lineage"].to_numpy()).mean().mean()
-    assert verdict.numbers["own_prompts_error"] == pytest.approx(errors, rel=0.06)
-    said = f"Scored with their labels, the same prompts would err by about {verdict.numbers['own_prompts_error']:.1f} points"
-    assert f"a model answers 64 prompts of a benchmark, labels unused. {said}" in details
-    again = " ".join(judged(frame, own_prompts=64, again=True).details)
-    assert f"labels unused, and some again with other images or heads cut. {said}" in again
+    assert verdict.numbers["benchmark_prompts_error"] == pytest.approx(errors, rel=0.06)
+    labelled = verdict.numbers["benchmark_prompts_error"]
+    sentence = f"Scored with their labels, the same prompts would have an MAE of about {labelled:.1f} points"
+    assert f"a model answers 64 prompts of a benchmark, labels unused. {sentence}" in details
+    again = " ".join(judged(frame, benchmark_prompts=64, again=True).details)
+    assert f"labels unused, and some again with other images or with heads knocked out. {sentence}" in again
 
 
 def test_what_did_the_work_is_a_mean_over_benchmarks_with_the_best_first():
@@ -164,13 +165,13 @@ def test_no_better_than_the_baseline_warns_against_choosing():
     assert verdict.sentence.startswith(
         "Do not choose between models by these predictions: over 12 models from 8 separate trainings"
     )
-    assert "no better than always guessing the others' mean" in verdict.sentence
+    assert "That is no better than the baseline, the mean of the others" in verdict.sentence
 
 
 def test_worse_than_the_baseline_is_said():
     verdict = judged(evaluation(noise=20, baseline_noise=3))
     assert verdict.verdict == "worse"
-    assert "worse than always guessing the others' mean" in verdict.sentence
+    assert "That is worse than the baseline, the mean of the others" in verdict.sentence
 
 
 def test_too_few_lineages_make_an_illustration_however_good_the_numbers():
