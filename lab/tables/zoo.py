@@ -66,7 +66,7 @@ class ZooTables:
     checkpoints : DataFrame
         `schema.ZOO_CHECKPOINT_COLUMNS`; further columns are kept.
     benchmarks, scores : DataFrame
-        `schema.ZOO_BENCHMARK_COLUMNS`, `schema.SCORE_COLUMNS`.
+        `schema.ZOO_BENCHMARK_COLUMNS`, `tables.SCORE_COLUMNS`.
     scores_corrupted, items, replies, answers, profiles, causal : DataFrame
         Without rows where nothing was measured. List cells are arrays.
     """

@@ -25,7 +25,7 @@ HEAD_STATISTICS = (
     "sink_attention",
     "region_share",
 )
-"""Keys of `head_statistics`, as in schema.HEAD_COLUMNS."""
+"""Keys of `head_statistics`, as in tables.HEAD_COLUMNS."""
 
 
 def head_statistics(
