@@ -86,7 +86,7 @@ def spread_variadic(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a `VisualHeadsError` ends in its one sentence and exit status 1."""
-    from lmms_visual_heads.cli.printing import clean, note
+    from lmms_visual_heads.cli.printing import note, wrapped
 
     def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
         if issubclass(category, VisualHeadsWarning):
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(spread_variadic(typed))
     except VisualHeadsError as error:
-        typer.secho(f"visual-heads: {clean(error)}", fg=typer.colors.RED, err=True)
+        typer.secho(wrapped(f"visual-heads: {error}", sys.stderr), fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
     finally:
         warnings.showwarning = shown

@@ -9,10 +9,13 @@ from __future__ import annotations
 import enum
 import json
 import math
+import shutil
+import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
@@ -112,13 +115,22 @@ def clean(words: object) -> str:
 
 
 def say(words: object, error: bool = False) -> None:
-    """Print one sentence as it is; the terminal wraps it."""
-    typer.echo(clean(words), err=error)
+    """Print sentences as they are; in a terminal they wrap at words."""
+    typer.echo(wrapped(words, sys.stderr if error else sys.stdout), err=error)
 
 
 def note(words: object) -> None:
     """Print what the user should know beside the result, in yellow, on standard error."""
-    typer.secho(clean(words), fg=typer.colors.YELLOW, err=True)
+    typer.secho(wrapped(words, sys.stderr), fg=typer.colors.YELLOW, err=True)
+
+
+def wrapped(words: object, stream: IO[str]) -> str:
+    """Clean text, lines kept; where `stream` is a terminal, long lines are broken at blanks, never within a word."""
+    lines = [clean(line) for line in str(words).splitlines()]
+    if stream.isatty():
+        room = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, room, break_long_words=False, break_on_hyphens=False) for line in lines]
+    return "\n".join(lines)
 
 
 def print_data(frame: pd.DataFrame, form: Format) -> None:

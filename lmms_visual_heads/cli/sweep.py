@@ -65,7 +65,7 @@ def sweep(
     if form is Format.TABLE:
         benchmarks = [name for name in frame if name not in ("model", "checkpoint", "state", "seconds", "heads")]
         columns = [text("model"), text("state"), number("seconds", form=".0f", importance=len(benchmarks) + 1)]
-        scores = [number(name, form=".4g", importance=place) for place, name in enumerate(benchmarks, start=1)]
+        scores = [number(str(name), form=".4g", importance=place) for place, name in enumerate(benchmarks, start=1)]
         print_table(frame, [*columns, *scores], whole="--format csv")
         say(f"{(frame['state'] == 'done').sum()} of {len(frame)} checkpoints are done: {path}")
     else:

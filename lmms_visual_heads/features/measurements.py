@@ -48,7 +48,7 @@ class Measurements:
     replies : dict
         (model, task) -> what was answered, lower case, a Series indexed by doc_id: joins the fitted models' answers.
     causal : DataFrame
-        model, task, layer, head, kl: means over documents; -1 as in `schema.CAUSAL_COLUMNS`.
+        model, task, layer, head, kl: means over documents; -1 as in `tables.CAUSAL_COLUMNS`.
     fingerprints : dict
         (model, task) -> fingerprint of the task's data and the number of documents in it, where there is one: runs over different
         numbers of documents have different fingerprints of one data set.

@@ -155,11 +155,11 @@ class BenchmarkPredictor(BaseEstimator):
         measurements : Measurements, path, or several paths
             What was measured of M checkpoints; a path is read with `read_measurements`.
         scores : DataFrame or path
-            Score table (`schema.SCORE_COLUMNS`); a path is read with `read_scores`.
+            Score table (`tables.SCORE_COLUMNS`); a path is read with `read_scores`.
         groups : mapping, DataFrame, path or None
             model -> training: checkpoints of one training share one; a model that is not named is its own.
         items : DataFrame, path or None
-            Item table (`schema.ITEM_COLUMNS`) of the same checkpoints: what a confidence is worth on each benchmark.
+            Item table (`tables.ITEM_COLUMNS`) of the same checkpoints: what a confidence is worth on each benchmark.
 
         Returns
         -------

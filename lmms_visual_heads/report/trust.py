@@ -192,7 +192,7 @@ def _direct(
         better = "direct scoring is" if same < error else "the probe is"
         sentences.append(
             f"At the probe's cost ({probe_documents:,} questions) one could score {each:,.0f} items of each benchmark "
-            f"instead, with an MAE of about {same:.1f} points. At that price {better} the better buy."
+            f"instead, with an MAE of about {same:.1f} points; at that price {better} the better buy."
         )
     if benchmark_prompts:
         labelled = numbers["benchmark_prompts_error"] = direct_scoring_error(evaluation, benchmark_prompts)

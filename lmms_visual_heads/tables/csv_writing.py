@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -22,5 +23,5 @@ def write_csv(frame: pd.DataFrame, columns: tuple[Column, ...], path: str | os.P
     """
     names = [column.name for column in columns]
     looks_like_comment = frame[names[0]].astype(str).str.startswith("#").any()
-    quoting = csv.QUOTE_NONNUMERIC if looks_like_comment else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if looks_like_comment else csv.QUOTE_MINIMAL
     return write_bytes(path, frame[names].to_csv(index=False, lineterminator="\n", quoting=quoting).encode())

@@ -26,6 +26,7 @@ from lmms_visual_heads.cli.printing import (
     print_sections,
     print_table,
     text,
+    wrapped,
 )
 
 COLUMNS = (
@@ -145,6 +146,20 @@ def test_whatever_is_printed_fits_or_is_stacked(cells: list[tuple[str, ...]], im
     out = [importance[n] for n in range(4) if widths[n] is None]
     assert sorted(out) == sorted(range(4))[4 - len(out) :]
     assert all(width is None or width >= needed[n] for n, width in enumerate(widths))
+
+
+def test_sentences_wrap_at_words_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    sentence = "Open /tmp/a-long-folder/that-is-not-broken.html in a browser.\nrun\x1b[1m"
+    assert wrapped(sentence, stream) == sentence.replace("\x1b", "\\x1b")
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert wrapped(sentence, stream).splitlines() == [
+        "Open",
+        "/tmp/a-long-folder/that-is-not-broken.html",
+        "in a browser.",
+        "run\\x1b[1m",
+    ]
 
 
 class TestData:
