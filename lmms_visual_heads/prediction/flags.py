@@ -33,7 +33,7 @@ FLAG_WORDS = MappingProxyType(
         LABELLED: "blended with labelled items of this benchmark; the baseline is those items scored directly, drawn to the mean",
         LABELS_CONTRADICT: "what was measured lies far from what was predicted: the model is unlike the fitted ones; widened",
         VIEWS_DIFFER: "confidence and agreement contradict each other as in no fitted model: confidence counts less, widened",
-        FEWER_PROMPTS: "answered fewer than half of the fitted models' own prompts: the interval is widened",
+        FEWER_PROMPTS: "answered fewer than half of the fitted models' benchmark prompts: the interval is widened",
         FEWER_DOCUMENTS: "probed on fewer than half of the documents of the fitted models",
         DIFFERENT_DTYPE: "measured in another dtype than the fitted models",
         DIFFERENT_PROCESSOR: "measured with another image processor than the fitted models",

@@ -84,18 +84,18 @@ class DeclaredMethod:
 
     @property
     def heads(self) -> bool:
-        """Whether attention heads enter, what they attend to or what cutting them changes."""
+        """Whether attention heads enter, what they attend to or what knocking them out changes."""
         return any(column.partition(".")[0].endswith(("_heads", "_causal")) for column in self.columns)
 
     @property
     def extra_passes(self) -> bool:
-        """Whether own prompts are run more than once: with other images, or with heads cut."""
+        """Whether benchmark prompts are run more than once: with other images, or with heads knocked out."""
         return any(column.startswith("own_causal") or column == "own_answers" for column in self.columns)
 
 
 _FREE = ("own_answers.confidence", "own_answers.entropy", "own_answers.information")
 
-_AGREED = "the answers on its own prompts and how often they are those of the fitted models"
+_AGREED = "the answers on benchmark prompts and how often they are those of the fitted models"
 
 PROBE_HEADS = DeclaredMethod("probe_heads", "the heads on the probe", ("probe_heads",))
 
@@ -105,26 +105,28 @@ METHODS = (
     DeclaredMethod("probe_accuracy", "the accuracy on the probe", ("probe_accuracy",)),
     DeclaredMethod("probe_answers", "the answers on the probe", ("probe_answers",)),
     DeclaredMethod("probe_heads_answers", "heads and answers on the probe", ("probe_heads", "probe_answers")),
-    DeclaredMethod("probe_heads_causal", "heads on the probe and their cuts", ("probe_heads", "probe_causal")),
-    DeclaredMethod("own_confidence", "the confidence on its own prompts", ("own_answers.confidence",), "pooled"),
-    DeclaredMethod("own_answers_free", "the answers on its own prompts", _FREE, "pooled"),
-    DeclaredMethod("own_answers", "the answers on its own prompts, with other images too", ("own_answers",), "pooled"),
-    DeclaredMethod("own_answers_curve", "the answers on its own prompts, by a curve", _FREE, "process"),
-    DeclaredMethod("own_answers_trees", "the answers on its own prompts, by trees", _FREE, "trees"),
+    DeclaredMethod("probe_heads_causal", "heads on the probe and their knock-outs", ("probe_heads", "probe_causal")),
+    DeclaredMethod("own_confidence", "the confidence on benchmark prompts", ("own_answers.confidence",), "pooled"),
+    DeclaredMethod("own_answers_free", "the answers on benchmark prompts", _FREE, "pooled"),
+    DeclaredMethod(
+        "own_answers", "the answers on benchmark prompts, with other images too", ("own_answers",), "pooled"
+    ),
+    DeclaredMethod("own_answers_curve", "the answers on benchmark prompts, by a curve", _FREE, "process"),
+    DeclaredMethod("own_answers_trees", "the answers on benchmark prompts, by trees", _FREE, "trees"),
     DeclaredMethod(
         "own_answers_images_trees",
-        "the answers on its own prompts, with other images too, by trees",
+        "the answers on benchmark prompts, with other images too, by trees",
         ("own_answers",),
         "trees",
     ),
     DeclaredMethod("own_agreement", _AGREED, (*_FREE, AGREEMENT), "pooled"),
     DeclaredMethod("own_agreement_trees", f"{_AGREED}, by trees", (*_FREE, AGREEMENT), "checked_trees"),
-    DeclaredMethod("own_causal", "the heads' cuts on its own prompts", ("own_causal",), "pooled"),
+    DeclaredMethod("own_causal", "the heads' knock-outs on benchmark prompts", ("own_causal",), "pooled"),
     DeclaredMethod(
-        "own_answers_causal", "answers and heads' cuts on its own prompts", (*_FREE, "own_causal"), "pooled"
+        "own_answers_causal", "answers and heads' knock-outs on benchmark prompts", (*_FREE, "own_causal"), "pooled"
     ),
     DeclaredMethod(
-        "own_answers_heads", "the answers on its own prompts and the heads on the probe", (*_FREE, "probe_heads")
+        "own_answers_heads", "the answers on benchmark prompts and the heads on the probe", (*_FREE, "probe_heads")
     ),
 )
 """From the cheapest to the dearest: of two that are as good, the earlier is used."""

@@ -294,7 +294,7 @@ def test_what_did_the_work_stands_on_the_page(full, tmp_path):
     assert shown.tables["table-methods"][2][4] == BENCHMARKS[1]
     text = re.sub(r"\s+", " ", "".join(shown.text))
     assert (
-        f"Predicted from the confidence on its own prompts ({BENCHMARKS[0]}); the answers on its own prompts and how often"
+        f"Predicted from the confidence on benchmark prompts ({BENCHMARKS[0]}); the answers on benchmark prompts and how often"
         in text
     )
     assert f"the mean of the fitted trainings ({', '.join(BENCHMARKS[2:])}); heads do not enter." in text
