@@ -57,7 +57,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("name", ["007", "1e5", "NA", "null", "True", "1_000", "-", "Ünïcode 👍", "a=1", "#3"])
 def test_a_name_stays_as_it_is_written(kind: Any, name: str) -> None:
     # A lineage table may have comments: there a name that begins with # needs quotes.
-    assert models(kind(one=f'"{name}"')) == [name, "b"]
+    assert sorted(models(kind(one=f'"{name}"'))) == sorted([name, "b"])
 
 
 @pytest.mark.parametrize(
