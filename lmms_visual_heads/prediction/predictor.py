@@ -353,21 +353,23 @@ class BenchmarkPredictor(BaseEstimator):
             items[at, b] = [counts.to_dict()[model, benchmark.name] for model in benchmark.models]
         groups = np.array([self.lineages_[model] for model in models], dtype=np.str_)
 
-        def columns_by(votes: Mapping[str, references.Votes], methods: Sequence[DeclaredMethod]) -> inputs.Columns:
-            agreed = references.agreement_of(votes, measured, models, names, self.lineages_)
-            return inputs.method_columns(training.profiles, training.features, measured, names, methods, agreed)
-
         def data_without(fold: Sequence[str]) -> dict[str, dict[str, Rows]]:
             """Rows with nothing of some lineages in the others': they do not vote."""
             if not self.votes_:
                 return data
             voting = np.where(np.isin(groups, fold)[:, None], np.nan, points)
-            again = columns_by(references.votes_of(measured, models, names, voting, items), agreeing)
+            votes = references.votes_of(measured, models, names, voting, items)
+            agreed = references.agreement_of(votes, measured, models, names, self.lineages_)[:, :, None]
+            again = {}
+            for method in agreeing:
+                values, header = columns[method.name]
+                again[method.name] = np.concatenate([values[:, :, :-1], agreed], axis=2), header  # agreement comes last
             return method_data({**columns, **again}, models, names, points, items, self.lineages_)
 
         agreeing = tuple(method for method in declared if AGREEMENT in method.columns)
         self.votes_ = references.votes_of(measured, models, names, points, items) if agreeing else {}
-        columns = columns_by(self.votes_, declared)
+        agreed = references.agreement_of(self.votes_, measured, models, names, self.lineages_)
+        columns = inputs.method_columns(training.profiles, training.features, measured, names, declared, agreed)
         data = method_data(columns, models, names, points, items, self.lineages_)
         everyone = {
             name: Rows(tuple(models), points[:, [b]], points[:, b], groups, items[:, b]).take(np.isfinite(points[:, b]))
