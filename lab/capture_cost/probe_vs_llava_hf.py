@@ -44,6 +44,7 @@ def checkpoint(folder: Path, quick: bool) -> Path:
         "{% for c in m['content'] if c['type']=='image' %}<image>\n{% endfor %}"
         "{% for c in m['content'] if c['type']=='text' %}{{ c['text'] }}{% endfor %}{% endif %}{% endfor %} ASSISTANT:"
     )
+    text: dict[str, Any] = {**sizes, "intermediate_size": 3 * sizes["hidden_size"]}
     return tiny_checkpoint(
         "llava-llama",
         folder,
@@ -53,7 +54,7 @@ def checkpoint(folder: Path, quick: bool) -> Path:
         initializer_range=0.05,
         num_attention_heads=8,
         num_key_value_heads=8,
-        **{**sizes, "intermediate_size": 3 * sizes["hidden_size"]},
+        **text,
     )
 
 

@@ -96,7 +96,7 @@ def shares(model: Any, shape: str, n_images: int, ceiling: dict[str, float], rep
         times = [seconds_of(prefill)[0] for _ in range(repeats + 1)][1:]
     few, many = 2, 34
     steps = {n: ways(model, given, n, ("off",))["off"] for n in (few, many)}
-    seconds = interleaved(steps, 4)  # type: ignore[arg-type]
+    seconds = interleaved(steps, 4)
     a_step = (median(seconds[many][1:]) - median(seconds[few][1:])) / (many - few)
     decoder = model.get_decoder()
     linear = sum(p.numel() for name, p in decoder.named_parameters() if "embed" not in name)
@@ -280,7 +280,7 @@ def _targets(capture: pd.DataFrame, reused: pd.DataFrame, error: float) -> list[
 
 def _rows(frame: pd.DataFrame) -> Any:
     """Rows with attribute names that do not hide those of a tuple."""
-    return [argparse.Namespace(**row) for row in frame.to_dict("records")]
+    return [argparse.Namespace(**{str(name): value for name, value in row.items()}) for row in frame.to_dict("records")]
 
 
 def _draw(frame: pd.DataFrame, figure: Any) -> None:

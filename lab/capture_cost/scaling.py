@@ -162,7 +162,8 @@ def worker(checkpoint: str, folder: str, documents: str) -> None:
     seconds = []
     for turn in range(3):
         model = VisualHeadsLlava(pretrained=checkpoint, device="cpu", heads=f"{folder}/{turn}", batch_size=4)
-        answer, inside = model.generate_until, []
+        inside: list[float] = []
+        answer = model.generate_until
 
         def timed(requests: Any, answer: Any = answer, inside: list[float] = inside) -> Any:
             processes.barrier()
@@ -171,7 +172,7 @@ def worker(checkpoint: str, folder: str, documents: str) -> None:
             inside.append(time.perf_counter() - start)
             return result
 
-        model.generate_until = timed
+        model.generate_until = timed  # type: ignore[method-assign]
         evaluator.simple_evaluate(
             model=model, tasks=["vhead_super"], task_manager=manager, limit=int(documents), bootstrap_iters=0,
             log_samples=False, verbosity="ERROR", gen_kwargs="max_new_tokens=2",

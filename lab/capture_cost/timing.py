@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells of every start and stop otherwise
 
@@ -25,6 +25,8 @@ import torch
 
 PACKAGES = ("torch", "transformers", "lmms_eval", "pyarrow", "numpy")
 LEVEL = 0.95
+
+Name = TypeVar("Name", str, int)
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ def work_of(way: Way) -> dict[str, float]:
     return {"kernel_seconds": after.ru_stime - before.ru_stime, "page_faults": float(faults)}
 
 
-def interleaved(ways: Mapping[str, Way], repeats: int) -> dict[str, list[float]]:
+def interleaved(ways: Mapping[Name, Way], repeats: int) -> dict[Name, list[float]]:
     """Seconds of every way, run in turn; each round begins with another way, so that a drift hits all alike."""
     names = list(ways)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             seconds[name].append(seconds_of(ways[name])[0])
@@ -172,8 +174,11 @@ def markdown(frame: pd.DataFrame, decimals: Mapping[str, int]) -> list[str]:
             return "–"
         return f"{value:,.{decimals[name]}f}" if name in decimals and not isinstance(value, str) else str(value)
 
-    names = list(frame.columns)
-    rows = ["| " + " | ".join(cell(n, v) for n, v in row.items()) + " |" for row in frame.to_dict("records")]
+    names = [str(name) for name in frame.columns]
+    rows = [
+        "| " + " | ".join(cell(n, v) for n, v in zip(names, row, strict=True)) + " |"
+        for row in frame.itertuples(index=False)
+    ]
     return ["| " + " | ".join(n.replace("_", " ") for n in names) + " |", "|" + "---|" * len(names), *rows]
 
 
