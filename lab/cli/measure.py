@@ -43,14 +43,6 @@ def measure(
     Without --config every shipped checkpoint: the probe and the `scenes` benchmarks through lmms-eval. With --config every finished
     training of that zoo: scores, answers, heads and causal scores on the suite and the probe, as lmms-eval would give them, in 5 to
     20 CPU-seconds a checkpoint; the joined tables stand in --out.
-
-    Examples:
-
-        python -m lab measure
-
-        python -m lab measure --limit 50 --out /tmp/measured --to /tmp/tables
-
-        python -m lab measure --config proof --from proof-work --out proof-measured --shard 1/2 --wait
     """
     import torch
 

@@ -1,7 +1,8 @@
-"""`python -m lab study`: from the tables of a measured zoo to the report on what predicts scores, and the lock-box."""
+"""`python -m lab study`: judge the predictor and its baselines on trainings that were left out, and write the page."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,63 +10,46 @@ import typer
 
 
 def study(
-    zoo: Annotated[
-        list[Path] | None, typer.Argument(help="Folders with the tables of measured zoos, judged as one.")
+    zoo: Annotated[list[Path], typer.Argument(help="Folders with the tables of measured zoos, studied as one.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for page, tables and picture.")],
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--held-out", help="Tables of further trainings, named by their folder; give it again for several."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for page, tables and pictures.")] = Path(
-        "reports/prediction/zoo"
-    ),
-    lockbox: Annotated[
-        Path | None,
-        typer.Option("--lockbox", help="Tables of further lineages; predicted once, with the committed list."),
-    ] = None,
-    frozen: Annotated[Path, typer.Option("--frozen", help="The committed list of features and methods.")] = Path(
-        "reports/prediction/lockbox/features.json"
-    ),
-    freeze: Annotated[
-        bool,
-        typer.Option("--freeze", help="Write that list, to be committed before the lock-box is trained, and stop."),
-    ] = False,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Groups of lineages that are left out in turn.")] = 8,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of the labelled items.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of folds and draws.")] = 0,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Folds judged at once, each in its own process.")] = 1,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Groups of trainings that are left out in turn.")] = 4,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random draws of the labelled items.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the groups of trainings.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Fits side by side, each in its own process.")] = 1,
+    work: Annotated[
+        Path, typer.Option("--work", help="Folder of finished fits; the same command goes on where it was stopped.")
+    ] = Path("zoo-work/judged"),
 ) -> None:
-    """Judge every way of predicting scores on lineages that were left out, and write the report.
-
-    Examples:
-
-        python -m lab study zoo-work/measured --out reports/prediction/zoo
-
-        python -m lab study --freeze
-
-        python -m lab study tables/development tables/longer --folds 4 --draws 1 --jobs 2
-
-        python -m lab study zoo-work/measured --lockbox zoo-work/lockbox --out reports/prediction/lockbox
-    """
+    """Judge the product, each of its methods and the baselines: MAE, coverage and paired differences, training by training."""
     from tqdm import tqdm
 
-    from lab.study.cross_validation import Protocol
-    from lab.study.run import freeze as write_list
     from lab.study.run import write_study
     from lmms_visual_heads.errors import VisualHeadsError
 
-    if freeze:
-        typer.echo(f"{write_list(frozen)}: commit it before the lock-box is trained")
-        return
-    if not zoo:
-        raise VisualHeadsError(
-            "A study needs the folder of a measured zoo; none came. Measure one: python -m lab measure."
-        )
-    bar = tqdm(unit="fold", leave=False, delay=0.5)
+    further = {path.resolve().name: path for path in held_out or ()}
+    if len(further) < len(held_out or ()):
+        raise VisualHeadsError("Held-out sets are named by their folders; two have the same name. Rename one folder.")
+    bar = tqdm(unit="fit", desc="judged")
 
-    def show(what: str, done: int, of: int) -> None:
+    def show(done: int, of: int) -> None:
         bar.total, bar.n = of, done
-        bar.set_description(what)
         bar.refresh()
 
-    done = write_study(zoo, out, lockbox, frozen, Protocol(n_folds=folds, draws=draws, seed=seed), show, jobs)
+    told = [*(path.as_posix() for path in zoo), *(f"--held-out {path.as_posix()}" for path in held_out or ())]
+    told += [
+        f"--{name} {value}"
+        for name, value, usual in (("folds", folds, 4), ("draws", draws, 1), ("seed", seed, 0))
+        if value != usual
+    ]
+    page = write_study(
+        zoo, out, further, folds=folds, draws=draws, seed=seed, work=work, jobs=jobs, progress=show,
+        command=" ".join(["python -m lab study", *told, f"--out {out.as_posix()}"]),
+    )  # fmt: skip
     bar.close()
-    for sentence in done.sentences[:8]:
-        typer.echo(f"- {sentence}")
-    typer.echo(f"{done.folder / 'README.md'}")
+    print(page, file=sys.stdout)

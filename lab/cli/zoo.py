@@ -57,16 +57,6 @@ def train(
     """Train small checkpoints, one training after the other. A finished training is passed over, a stopped one goes on.
 
     A training keeps one core busy, on a GPU, too: give every core a process of its own with --shard.
-
-    Examples:
-
-        python -m lab train
-
-        python -m lab train --only w48-d2-t16 --out /tmp/zoo
-
-        python -m lab train --config proof --only 'z*' --shard 1/2 --out proof-work
-
-        for i in 1 2 3 4 5 6 7 8; do python -m lab train --config proof --device cuda --shard $i/8 --out proof-work & done; wait
     """
     trainings = chosen_trainings(config, only, shard)
 
@@ -100,12 +90,7 @@ def ship(
     config: Config = None,
     to: Annotated[Path | None, typer.Option("--to", help="Target; default: the package's own folder.")] = None,
 ) -> None:
-    """Copy the checkpoints that the settings ship into the package, with a manifest.
-
-    Examples:
-
-        python -m lab ship --from zoo-work
-    """
+    """Copy the checkpoints that the settings ship into the package, with a manifest."""
     from lab.zoo.shipping import ship as copy
     from lmms_visual_heads.demo.manifest import checkpoints_folder
 
@@ -118,12 +103,7 @@ def status(
     config: Config = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the trainings.")] = DEFAULT_WORK,
 ) -> None:
-    """Print every checkpoint that the settings keep: its size, whether it was trained or comes with the package, its loss.
-
-    Examples:
-
-        python -m lab status
-    """
+    """Print every checkpoint that the settings keep: its size, whether it was trained or comes with the package, its loss."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Leaks between lineages: copies of a checkpoint, copies of a benchmark. What is found is joined, and said in a sentence.
+"""Copies of a checkpoint in several lineages: these are joined, and named in a sentence.
 
 Shapes: M checkpoints, B benchmarks, n items.
 """
@@ -55,24 +55,6 @@ def merged_lineages(
                     f"{models[i]} and {models[j]} look like copies ({why}), so the lineages {keep} and {drop} count as one."
                 )
     return np.array([root(str(name)) for name in lineages]), tuple(notes)
-
-
-def twin_benchmarks(points: Array, names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Number of the group of every benchmark [B]: benchmarks with the same scores for every checkpoint are one; and notes."""
-    group = np.arange(len(names))
-    notes = []
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            if (
-                group[j] == j
-                and np.isfinite(points[:, i]).sum() > 2
-                and np.array_equal(points[:, i], points[:, j], equal_nan=True)
-            ):
-                group[j] = group[i]
-                notes.append(
-                    f"{names[i]} and {names[j]} have the same scores, so they are left out together as one benchmark."
-                )
-    return group.astype(np.int64), tuple(notes)
 
 
 def _equal_scores(a: Array, b: Array) -> bool:

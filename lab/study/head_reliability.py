@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lab.study.dataset import REPEAT_SUFFIX, ZooData
+from lab.tables.as_product import evidence_table
 from lab.tables.zoo import ZooTables
 from lmms_visual_heads.features.evidence import BLOCKS, PROBE_NAMES
 
@@ -122,7 +122,7 @@ def depths(maps: pd.DataFrame, checkpoints: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["statistic", "prompts", *THIRDS, "n_models"])
 
 
-def feature_reliability(data: ZooData) -> pd.DataFrame:
+def feature_reliability(tables: ZooTables) -> pd.DataFrame:
     """Split-half reliability of the declared features across final checkpoints, benchmark by benchmark, stepped up.
 
     Returns
@@ -130,47 +130,18 @@ def feature_reliability(data: ZooData) -> pd.DataFrame:
     DataFrame
         block, feature, reliability (median over benchmarks), n_models.
     """
-    halves = [data.evidence(256, "clean", half) for half in (0, 1)]
+    halves = [evidence_table(tables, half=half) for half in (0, 1)]
+    primary = (tables.checkpoints["final"].astype(bool) & (tables.checkpoints["stratum"] != "broken")).to_numpy()
     rows = []
     for block in ("probe_heads", "own_heads", "own_causal"):
         for position, item in enumerate(BLOCKS[block]):
-            a, b = (half.blocks[block][data.primary, :, position] for half in halves)
+            a, b = (half.blocks[block][primary, :, position] for half in halves)
             r = [_correlation(a[:, t], b[:, t]) for t in range(a.shape[1])]
             good = [value for value in r if np.isfinite(value)]
             if good:
                 middle = float(np.median(good))
-                rows.append((block, item.name, 2 * middle / (1 + max(middle, -0.99)), int(data.primary.sum())))
+                rows.append((block, item.name, 2 * middle / (1 + max(middle, -0.99)), int(primary.sum())))
     return pd.DataFrame(rows, columns=["block", "feature", "reliability", "n_models"])
-
-
-def repeats(tables: ZooTables) -> pd.DataFrame:
-    """Lineages that were repeated from scratch beside the first time: how far the final scores moved, points.
-
-    Returns
-    -------
-    DataFrame
-        lineage, benchmark, first, repeat, moved (absolute), sampling (mean absolute difference that two draws of items would
-        show by themselves; the items are the same here, so it is an upper guide).
-    """
-    checkpoints = tables.checkpoints[tables.checkpoints["final"]]
-    of = dict(zip(checkpoints["lineage"], checkpoints["model"], strict=True))
-    score = {
-        (row["model"], row["benchmark"]): (100 * row["score"] / row["scale"], row["n_items"])
-        for row in tables.scores.to_dict("records")
-    }
-    rows = []
-    for lineage in sorted(name for name in of if str(name).endswith(REPEAT_SUFFIX)):
-        first = str(lineage).removesuffix(REPEAT_SUFFIX)
-        if first not in of:
-            continue
-        for benchmark in tables.benchmarks["benchmark"]:
-            a, b = score.get((of[first], benchmark)), score.get((of[lineage], benchmark))
-            if a is None or b is None:
-                continue
-            share = np.clip((a[0] + b[0]) / 200, 0, 1)
-            sampling = 100 * np.sqrt(2 / np.pi * 2 * share * (1 - share) / a[1])
-            rows.append((first, benchmark, a[0], b[0], abs(a[0] - b[0]), float(sampling)))
-    return pd.DataFrame(rows, columns=["lineage", "benchmark", "first", "repeat", "moved", "sampling"])
 
 
 def _by_prompts(maps: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -15,7 +15,7 @@ from scipy import stats
 Array = npt.NDArray[np.float64]
 
 DRAWS = 2000
-"""Bootstrap draws and permutations."""
+"""Bootstrap draws."""
 
 
 class Interval(NamedTuple):
@@ -48,15 +48,6 @@ def bootstrap(per_lineage: Array, level: float = 0.95, seed: int = 0) -> Interva
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def r_squared(actual: Array, predicted: Array) -> float:
-    """1 - sum of squared errors / sum of squared deviations from each benchmark's own mean; matrices [G, B]."""
-    there = np.isfinite(actual) & np.isfinite(predicted)
-    a = np.where(there, actual, np.nan)
-    centre = np.nanmean(a, axis=0) if there.any() else np.nan
-    total = float(np.nansum((a - centre) ** 2))
-    return 1.0 - float(np.nansum((a - predicted) ** 2)) / total if total > 0 else float("nan")
-
-
 def rank_correlations(actual: Array, predicted: Array) -> tuple[float, float]:
     """Spearman's rho and Kendall's tau-b over lineages, means over the benchmarks that have them; matrices [G, B].
 
@@ -73,30 +64,6 @@ def rank_correlations(actual: Array, predicted: Array) -> tuple[float, float]:
     return (float(np.mean(rho)), float(np.mean(tau))) if rho else (float("nan"), float("nan"))
 
 
-def regret(actual: Array, predicted: Array) -> float:
-    """Points lost by taking, per benchmark, the lineage with the best prediction instead of the best one; mean over benchmarks.
-
-    Ties in the prediction cost the mean over the tied lineages.
-    """
-    lost = []
-    for a, p in zip(actual.T, predicted.T, strict=True):
-        there = np.isfinite(a) & np.isfinite(p)
-        if there.any():
-            best = there & (p >= p[there].max() - 1e-9)
-            lost.append(float(a[there].max() - a[best].mean()))
-    return float(np.mean(lost)) if lost else float("nan")
-
-
-def interval_score(actual: Array, low: Array, high: Array, level: float) -> Array:
-    """Interval score per row, points: width plus 2 / alpha times the distance by which the score lies outside.
-
-    Gneiting & Raftery 2007 (Journal of the American Statistical Association 102), equation 43.
-    """
-    alpha = 1.0 - level
-    outside = np.maximum(low - actual, 0.0) + np.maximum(actual - high, 0.0)
-    return np.asarray((high - low) + 2.0 / alpha * outside, dtype=np.float64)
-
-
 def coverage(inside: npt.ArrayLike, lineages: npt.ArrayLike, level: float = 0.95) -> Interval:
     """Share of scores inside their interval, with Clopper and Pearson's interval in which each lineage counts as one trial.
 
@@ -111,31 +78,3 @@ def coverage(inside: npt.ArrayLike, lineages: npt.ArrayLike, level: float = 0.95
     low = 0.0 if hits <= 0 else float(stats.beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits >= n else float(stats.beta.ppf(1 - tail, hits + 1, n - hits))
     return Interval(hits / n, low, high)
-
-
-def permutation_p(actual: Array, predicted: Array, seed: int = 0, draws: int = DRAWS) -> float:
-    """Share of permutations of the lineages in which their predictions err no more than as they are; matrices [G, B].
-
-    Small where predictions know which lineage is which: (1 + hits) / (1 + draws).
-    """
-    rows = np.isfinite(predicted).any(axis=1) & np.isfinite(actual).any(axis=1)
-    a, p = actual[rows], predicted[rows]
-    if len(a) < 3:
-        return float("nan")
-    # errors[i, j]: lineage i judged by the predictions for lineage j
-    errors = np.nanmean(np.abs(a[:, None, :] - p[None, :, :]), axis=2)
-    own = float(np.trace(errors))
-    random = np.random.default_rng(seed)
-    index = np.arange(len(a))
-    dealt = random.permuted(np.tile(index, (draws, 1)), axis=1)
-    hits = int((errors[index, dealt].sum(axis=1) <= own + 1e-9).sum())
-    return (1 + hits) / (1 + draws)
-
-
-def noise_floor(points: Array, n_items: Array) -> float:
-    """Mean absolute error in points that the items' own sampling leaves in scores [.., B] of `n_items` [B] items.
-
-    A perfect prediction of the model's true ability would still err by it: sqrt(2 / pi) sqrt(p (1 - p) / n), normal deviates.
-    """
-    share = np.clip(points / 100.0, 0.0, 1.0)
-    return float(np.nanmean(100.0 * np.sqrt(2.0 / np.pi * share * (1.0 - share) / n_items)))

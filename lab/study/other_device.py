@@ -6,7 +6,7 @@ its heads' mean attention to the image in both. Small models trained on drawn sc
 
     for i in $(seq 16); do python -m lab train --config proof --only 'u*' --device cuda --shard $i/16 --out W & done; wait
     python -m lab measure --config proof --only 'u*' --from W --out OUT
-    python -m lab other-device reports/prediction/tables/more OUT --out reports/prediction/longer
+    python -m lab other-device reports/prediction/tables/more OUT --out reports/prediction/held_out
 """
 
 from __future__ import annotations

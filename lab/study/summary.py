@@ -1,6 +1,6 @@
-"""Trials -> frames of numbers: errors with intervals, paired differences, coverage, curves over forward passes, crossing points.
+"""What was judged -> frames of numbers: MAE with intervals, learnt cells apart, coverage counted by trainings, paired differences.
 
-The lineage is the unit everywhere. Units: points, forward passes per benchmark. Never draws, never fits.
+The training is the unit everywhere. A cell is one final checkpoint on one benchmark. Units: points. Never draws, never fits.
 """
 
 from __future__ import annotations
@@ -8,158 +8,153 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from lab.study import metrics
-from lab.study.cross_validation import matrix
-from lab.study.methods.base import LEVEL
+from lab.study.contestants import PRODUCT
 
-KEY = ["setting", "method", "passes"]
+KEY = ["set", "setting", "prompts", "labels", "contestant"]
+
+NEAR_CHANCE = 5.0
+"""A score at most this far above guessing, points, is not learnt."""
+
+PAIRS = (
+    ("probe_heads", "median"), ("own_causal", "median"), ("own_causal", "probe_heads"), ("own_answers_trees", "own_causal"),
+    ("own_agreement_trees", "own_answers_trees"), ("own_answers_heads", "own_answers_curve"),
+    ("own_answers_causal", "own_answers_free"), ("probe_heads", "training"), ("probe_heads", "probe_accuracy"),
+    ("product", "mean"), ("product", "median"), ("product", "chance"), ("product", "direct, shrunk"), ("product", "item response"),
+    ("product", "last score + gain"),
+)  # fmt: skip
+"""What is compared training by training: a contestant, and whom it stands beside."""
 
 
-def primary(trials: pd.DataFrame) -> pd.DataFrame:
-    """The primary stratum: trainings not broken on purpose, benchmarks that do not count."""
-    return trials[(trials["stratum"] != "broken") & ~trials["counting"]]
+def primary(judged: pd.DataFrame) -> pd.DataFrame:
+    """Trainings that were not broken on purpose, benchmarks that do not ask for counting; with `error` and `learnt`."""
+    part = judged[(judged["stratum"] != "broken") & ~judged["counting"].astype(bool)]
+    return with_errors(part)
 
 
-def summary(trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """One row per setting, method and budget.
+def with_errors(judged: pd.DataFrame) -> pd.DataFrame:
+    """With the absolute error, whether the score is learnt, and whether it lies in its interval."""
+    inside = (judged["actual"] >= judged["low"]) & (judged["actual"] <= judged["high"])
+    return judged.assign(
+        error=(judged["predicted"] - judged["actual"]).abs(),
+        learnt=judged["actual"] > judged["chance"] + NEAR_CHANCE,
+        inside=inside,
+    )
+
+
+def summary(judged: pd.DataFrame, by: Sequence[str] = KEY) -> pd.DataFrame:
+    """One row per set, setting, prompts, labels and contestant.
+
+    Parameters
+    ----------
+    judged : DataFrame
+        As `primary` gives it.
+    by : sequence of str
+        What a row is about.
 
     Returns
     -------
     DataFrame
-        setting, method, passes, error with error_low and error_high (95 %, lineages drawn with replacement), r2, spearman,
-        kendall, regret, interval_score, width, coverage with coverage_low and coverage_high (95 %, Clopper and Pearson, lineages),
-        p (permutation of lineages), n_lineages, n_predictions.
+        `by`; mae with mae_low and mae_high (95 %, trainings drawn with replacement); mae_learnt and mae_near_chance;
+        coverage with coverage_low and coverage_high (95 %, each training one trial); width; rho (Spearman's, over trainings, mean
+        over benchmarks); n_trainings, n_cells, learnt (share of the cells).
     """
     rows = []
-    for key, part in trials.groupby(KEY, sort=False, observed=True):
-        lineages = part["lineage"].to_numpy(dtype=str)
-        error = metrics.bootstrap(metrics.by_lineage((part["predicted"] - part["actual"]).abs(), lineages), seed=seed)
-        actual, predicted = matrix(part, "actual"), matrix(part, "predicted")
-        rho, tau = metrics.rank_correlations(actual, predicted)
-        low, high, true = (part[name].to_numpy(dtype=float) for name in ("low", "high", "actual"))
-        covered = metrics.coverage((true >= low) & (true <= high), lineages)
-        score = metrics.interval_score(true, low, high, LEVEL)
+    for key, part in judged.groupby(list(by), sort=False, observed=True):
+        training = part["training"].to_numpy(dtype=str)
+        mae = metrics.bootstrap(metrics.by_lineage(part["error"], training))
+        covered = metrics.coverage(part["inside"].astype(float), training)
         rows.append(
             {
-                **dict(zip(KEY, tuple(key), strict=True)),
-                "error": error.value,
-                "error_low": error.low,
-                "error_high": error.high,
-                "r2": metrics.r_squared(actual, predicted),
-                "spearman": rho,
-                "kendall": tau,
-                "regret": metrics.regret(actual, predicted),
-                "interval_score": float(metrics.by_lineage(score, lineages).mean()),
-                "width": float(metrics.by_lineage(high - low, lineages).mean()),
+                **dict(zip(by, key, strict=True)),
+                "mae": mae.value,
+                "mae_low": mae.low,
+                "mae_high": mae.high,
+                "mae_learnt": float(part["error"][part["learnt"]].mean()),
+                "mae_near_chance": float(part["error"][~part["learnt"]].mean()),
                 "coverage": covered.value,
                 "coverage_low": covered.low,
                 "coverage_high": covered.high,
-                "p": metrics.permutation_p(actual, predicted, seed=seed, draws=999),
-                "n_lineages": part["lineage"].nunique(),
-                "n_predictions": len(part),
+                "width": float(metrics.by_lineage(part["high"] - part["low"], training).mean()),
+                "rho": metrics.rank_correlations(_wide(part, "actual"), _wide(part, "predicted"))[0],
+                "n_trainings": part["training"].nunique(),
+                "n_cells": int(part.groupby(["model", "benchmark"]).ngroups),
+                "learnt": float(part["learnt"].mean()),
             }
         )
     return pd.DataFrame(rows)
 
 
-def lineage_errors(trials: pd.DataFrame, setting: str, method: str, passes: float | None = None) -> pd.Series:
-    """Mean absolute error of every lineage, one method in one setting; `passes` None: its largest budget."""
-    part = trials[(trials["setting"] == setting) & (trials["method"] == method)]
-    if part.empty:
-        return pd.Series(dtype=float)
-    part = part[part["passes"] == (part["passes"].max() if passes is None else passes)]
-    return (part["predicted"] - part["actual"]).abs().groupby(part["lineage"]).mean()
+def _wide(part: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
+    """A column as a matrix: trainings down, benchmarks across, means over draws."""
+    return part.pivot_table(index="training", columns="benchmark", values=column, sort=True).to_numpy(dtype=float)
 
 
-Choice = tuple[str, float | None]
-"""A method and its budget; None: its largest."""
-
-
-def differences(trials: pd.DataFrame, pairs: Iterable[tuple[Choice, Choice]], settings: Sequence[str]) -> pd.DataFrame:
-    """Paired differences: what the second method errs less than the first, lineage by lineage.
+def differences(judged: pd.DataFrame, pairs: Iterable[tuple[str, str]] = PAIRS) -> pd.DataFrame:
+    """Paired differences of the MAE, training by training; what uses no label stands beside what does at the same prompts.
 
     Returns
     -------
     DataFrame
-        setting, method, beside, error, error_beside, difference (error - error_beside) with low and high (95 %, lineages drawn
-        with replacement), better_on (lineages on which `method` errs less), n_lineages.
+        set, setting, prompts, labels, contestant, beside, mae, mae_beside, difference (mae - mae_beside) with low and high (95 %,
+        trainings drawn with replacement), better_on (trainings on which `contestant` errs less), n_trainings.
     """
+    means = judged.groupby([*KEY, "training"], sort=False, observed=True)["error"].mean()
     rows = []
-    for setting in settings:
-        for (method, passes), (beside, passes_beside) in pairs:
-            a, b = (
-                lineage_errors(trials, setting, method, passes),
-                lineage_errors(trials, setting, beside, passes_beside),
-            )
-            common = a.index.intersection(b.index)
-            if not len(common):
+    for key, part in means.groupby(KEY[:-1], sort=False):
+        wide = part.reset_index().pivot(index="training", columns="contestant", values="error")
+        for contestant, beside in pairs:
+            if contestant not in wide or beside not in wide:
                 continue
-            gap = (a[common] - b[common]).to_numpy(dtype=float)
-            value, low, high = metrics.bootstrap(gap)
+            both = wide[[contestant, beside]].dropna()
+            gap = both[contestant] - both[beside]
+            value, low, high = metrics.bootstrap(gap.to_numpy(dtype=float))
             rows.append(
                 {
-                    "setting": setting,
-                    "method": _named(method, passes),
-                    "beside": _named(beside, passes_beside),
-                    "error": float(a[common].mean()),
-                    "error_beside": float(b[common].mean()),
+                    **dict(zip(KEY[:-1], key, strict=True)),
+                    "contestant": contestant,
+                    "beside": beside,
+                    "mae": float(both[contestant].mean()),
+                    "mae_beside": float(both[beside].mean()),
                     "difference": value,
                     "low": low,
                     "high": high,
                     "better_on": int((gap < 0).sum()),
-                    "n_lineages": len(common),
+                    "n_trainings": len(both),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _named(method: str, passes: float | None) -> str:
-    return method if passes is None else f"{method} ({passes:g} passes)"
+def by_benchmark(judged: pd.DataFrame) -> pd.DataFrame:
+    """MAE of the product, the mean and guessing on every benchmark, new trainings without labels; counting benchmarks, too."""
+    part = with_errors(
+        judged[(judged["stratum"] != "broken") & (judged["setting"] == "new_training") & (judged["labels"] == 0)]
+    )
+    part = part[part["contestant"].isin((PRODUCT, "mean", "chance"))]
+    table = part.pivot_table(index=["set", "benchmark"], columns="contestant", values="error", sort=False)
+    spread = part[part["contestant"] == PRODUCT].groupby(["set", "benchmark"], sort=False)
+    facts = spread.agg(actual=("actual", "mean"), spread=("actual", "std"), learnt=("learnt", "mean"))
+    return facts.join(table).reset_index()
 
 
-def curve(table: pd.DataFrame, setting: str, method: str) -> pd.DataFrame:
-    """Error against forward passes of one method in one setting, out of a `summary`: passes, error, error_low, error_high."""
-    part = table[(table["setting"] == setting) & (table["method"] == method)].sort_values("passes")
-    return part[["passes", "error", "error_low", "error_high"]].reset_index(drop=True)
+def by_stratum(judged: pd.DataFrame) -> pd.DataFrame:
+    """`summary` of the product by what was done to a training on purpose, new trainings without labels."""
+    part = judged[~judged["counting"].astype(bool) & (judged["setting"] == "new_training") & (judged["labels"] == 0)]
+    return summary(with_errors(part[part["contestant"] == PRODUCT]), ["set", "stratum"])
 
 
-def passes_for(errors: pd.DataFrame, wanted: float) -> float:
-    """Forward passes at which a falling curve reaches `wanted` points, straight between points of both logarithms.
-
-    0 where it is there from the start, infinity where it never comes down to it, missing without a curve.
-    """
-    if errors.empty or not np.isfinite(wanted):
-        return float("nan")
-    passes, error = errors["passes"].to_numpy(dtype=float), np.minimum.accumulate(errors["error"].to_numpy(dtype=float))
-    if error[0] <= wanted:
-        return 0.0
-    below = np.flatnonzero(error <= wanted)
-    if not len(below):
-        return float("inf")
-    last = int(below[0])
-    x0, x1 = np.log(passes[last - 1]), np.log(passes[last])
-    y0, y1 = np.log(error[last - 1]), np.log(max(error[last], 1e-9))
-    return float(np.exp(x0 + (x1 - x0) * (y0 - np.log(wanted)) / max(y0 - y1, 1e-12)))
-
-
-def crossing(table: pd.DataFrame, setting: str, method: str, direct: str) -> float:
-    """Forward passes per benchmark from which on `direct` errs less than `method` at equal cost; infinity: never in range."""
-    ours, theirs = curve(table, setting, method), curve(table, setting, direct)
-    if ours.empty or theirs.empty:
-        return float("nan")
-    if len(ours) == 1:
-        # One price: from the passes on that direct scoring needs for the same error, if they are dearer than that price.
-        return max(passes_for(theirs, float(ours["error"].iloc[0])), float(ours["passes"].iloc[0]))
-    grid = np.exp(np.linspace(np.log(8.0), np.log(512.0), 400))
-    a, b = _at(ours, grid), _at(theirs, grid)
-    worse = np.flatnonzero(np.isfinite(a) & (a > b))
-    return float(grid[worse[0]]) if len(worse) else float("inf")
-
-
-def _at(errors: pd.DataFrame, grid: np.ndarray) -> np.ndarray:
-    """A curve at other budgets: missing below its first, level after its last (who stops paying keeps what he has)."""
-    x = np.log(errors["passes"].to_numpy(dtype=float))
-    out = np.interp(np.log(grid), x, errors["error"].to_numpy(dtype=float))
-    return np.where(np.log(grid) < x[0] - 1e-9, np.nan, out)
+__all__ = [
+    "KEY",
+    "NEAR_CHANCE",
+    "PAIRS",
+    "by_benchmark",
+    "by_stratum",
+    "differences",
+    "primary",
+    "summary",
+    "with_errors",
+]

@@ -381,7 +381,7 @@ class TestFiles:
         zoo = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["final"]])
         new = sorted(set(zoo.checkpoints["lineage"]))[:2]
         fresh = zoo.only(zoo.checkpoints["model"][zoo.checkpoints["lineage"].isin(new)])
-        measurements = replace(as_product.measured(fresh), heads=as_product.head_profiles(fresh))
+        measurements = as_product.measurements(fresh)
         old = BenchmarkPredictor.load(SAMPLES / "predictor_2.skops")
         used = {name for methods in old.models_.values() for name in methods}
         assert used == {"probe_heads", "own_answers_curve", "own_agreement", "own_agreement_trees"}

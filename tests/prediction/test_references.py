@@ -106,13 +106,13 @@ def test_replies_of_a_table_are_its_answers_in_lower_case() -> None:
 
 def test_replies_of_a_zoo_are_its_clean_ones_as_text() -> None:
     zoo = make_zoo(lineages=2, benchmarks=2, items=20, seed=1)
-    replies = as_product.measured(zoo).replies
+    replies = as_product.measurements(zoo).replies
     clean = zoo.replies[zoo.replies["condition"] == "clean"]
     assert len(replies) == len(clean) > 0
     for row in clean.to_dict("records"):
         said = replies[row["model"], row["benchmark"]]
         assert said.to_dict() == {doc_id: str(number) for doc_id, number in enumerate(row["answer"])}
-    assert as_product.measured(replace(zoo, replies=zoo.replies.iloc[:0])).replies == {}
+    assert as_product.measurements(replace(zoo, replies=zoo.replies.iloc[:0])).replies == {}
 
 
 def test_missing_answers_give_missing_agreement() -> None:
@@ -136,33 +136,29 @@ def test_the_predictor_uses_agreement_and_keeps_it_in_its_file(tmp_path: Path) -
     out = lineages["lineage"].isin(new)
     known, fresh = zoo.only(lineages["model"][~out]), zoo.only(lineages["model"][out])
     names = ("probe_heads", "own_answers_free", "own_agreement", "own_agreement_trees")
-    predictor = BenchmarkPredictor(methods=names).fit(
-        as_product.head_profiles(known), known.scores, lineages, as_product.measured(known)
-    )
+    predictor = BenchmarkPredictor(methods=names).fit(as_product.measurements(known), known.scores, groups=lineages)
     assert {"own_agreement", "own_agreement_trees"} & set(predictor.methods_["method"])
     errors = predictor.methods_.groupby("method")["error"].mean()
     assert (
         errors[[name for name in errors.index if name.startswith("own_agreement")]].min() < errors["own_answers_free"]
     )
-    said = predictor.predict(as_product.head_profiles(fresh), measured=as_product.measured(fresh))
+    said = predictor.predict(as_product.measurements(fresh))
     assert said["method"].str.startswith("own_agreement").any()
     actual = fresh.scores.set_index(["model", "benchmark"])["score"] * 100
     merged = said.set_index(["model", "benchmark"])
     assert (merged["predicted"] - actual).abs().mean() < 0.7 * (merged["baseline"] - actual).abs().mean()
     again = BenchmarkPredictor.load(predictor.save(tmp_path / "p.skops"))
-    pd.testing.assert_frame_equal(
-        again.predict(as_product.head_profiles(fresh), measured=as_product.measured(fresh)), said
-    )
+    pd.testing.assert_frame_equal(again.predict(as_product.measurements(fresh)), said)
     # Sure of everything, saying the same: the views differ, which is said, and intervals widen.
-    sure = as_product.measured(fresh)
+    sure = as_product.measurements(fresh)
     sure.answers["confidence"], sure.answers["entropy"] = 0.999, 0.001
-    warned = predictor.predict(as_product.head_profiles(fresh), measured=sure)
+    warned = predictor.predict(sure)
     by_trees = said["method"] == "own_agreement_trees"
     if by_trees.any():
         width, usual = warned["high"] - warned["low"], said["high"] - said["low"]
         assert width[by_trees].mean() > usual[by_trees].mean()
     # Without answers the same models are predicted by another method, and nothing breaks.
-    without = predictor.predict(as_product.head_profiles(fresh))
+    without = predictor.predict(Measurements(heads=as_product.head_profiles(fresh)))
     assert not without["method"].str.startswith("own_").any()
 
 
@@ -176,9 +172,7 @@ def test_a_judged_lineage_has_no_vote_in_what_it_is_judged_by() -> None:
     turned = zoo.scores.assign(score=zoo.scores["score"].where(~there, 1 - zoo.scores["score"]))
     names = ("own_answers_free", "own_agreement")
     found = [
-        BenchmarkPredictor(methods=names)
-        .fit(as_product.head_profiles(zoo), scores, lineages, as_product.measured(zoo))
-        .evaluation_
+        BenchmarkPredictor(methods=names).fit(as_product.measurements(zoo), scores, groups=lineages).evaluation_
         for scores in (zoo.scores, turned)
     ]
     before, after = (frame[frame["lineage"] == own] for frame in found)

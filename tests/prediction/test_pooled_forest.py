@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lab.study.dataset import zoo_data
-from lab.study.methods.base import Budget, Test, Training
-from lab.study.methods.forest import Forest, factor
 from lmms_visual_heads.prediction.conformal import pooled_factor, usual_gap
 from lmms_visual_heads.prediction.regressors.pooled_forest import PooledForest, blended
-from tests.builders.zoo import make_zoo
 
 
 def bent_world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,27 +74,6 @@ def test_missing_scores_stay_missing_and_missing_features_are_allowed() -> None:
     x[0, 0, 0] = np.inf
     with pytest.raises(ValueError, match="finite or missing"):
         PooledForest().fit(x, y, groups)
-
-
-def test_intervals_cover_and_widen_with_few_lineages() -> None:
-    data = zoo_data(make_zoo(lineages=24, benchmarks=4, items=200, seed=5))
-    groups = np.array(data.groups)
-    out = np.isin(data.lineages, groups[:8])
-    training = Training(data, np.flatnonzero(~out), np.ones(len(data.benchmarks), bool))
-    test = Test(np.flatnonzero(out), np.arange(len(data.benchmarks)))
-    method = Forest("own answers", ("own_answers",))
-    found = method.predict(training, test, Budget(method.budgets(data)[-1], []))
-    assert found is not None
-    actual = data.points["clean"][test.models]
-    inside = (actual >= found.low) & (actual <= found.high)
-    assert 0.75 < inside.mean() <= 1
-    few = Training(data, np.flatnonzero(np.isin(data.lineages, groups[8:14])), training.scored)
-    forest = PooledForest().fit(
-        data.evidence(256).stack(("own_answers",))[0][few.models], data.points["clean"][few.models], few.groups
-    )
-    many = few.n_lineages
-    assert many == 6
-    assert factor(forest, few) > 1.2 * np.median(np.abs(forest.residuals_) / forest.spread_)
 
 
 def test_factor_and_usual_gap_of_a_table_are_those_of_its_known_cells() -> None:
