@@ -302,7 +302,6 @@ class BenchmarkPredictor(BaseEstimator):
         VisualHeadsError
             When the file cannot be written, or the estimator's types are not among those that a file may hold.
         """
-
         check_is_fitted(self, "models_")
         from lmms_visual_heads.prediction.serialization import save_predictor
 
@@ -317,7 +316,6 @@ class BenchmarkPredictor(BaseEstimator):
         VisualHeadsError
             No such file, a newer version, or a file that was changed.
         """
-
         from lmms_visual_heads.prediction.serialization import load_predictor
 
         record, parameters = load_predictor(path)

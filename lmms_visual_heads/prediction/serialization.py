@@ -54,19 +54,22 @@ with _torch_hidden():
     from skops.io.exceptions import UntrustedTypesFoundException
 
 FORMAT = "lmms_visual_heads.predictor"
-PREDICTOR_VERSION = 2
-"""Version of what `save_predictor` writes; newer files are refused by name.
+PREDICTOR_VERSION = 3
+"""Version of what `save_predictor` writes; newer files are refused by name, older ones are read.
 
-Raise it when a file's content changes its meaning: add what `_build` does for the version before, put a file written by that
-version and its predictions into tests/samples, and a test that it still predicts the same. 1: one method, the heads on the probe.
-2: several methods, votes, confidence maps. A class that moves changes no version: its old path goes into `MOVED`.
+1: one method, the heads on the probe. 2: several methods, votes, confidence maps. 3: as 2, classes lie in `prediction.regressors`.
+
+Raise it when a file's content changes its meaning, or when a class in it moves: a program of before could not read it, and must
+say so. Then (a) name the new version above; (b) let `_build` turn what the version before wrote into what is read now, and put the
+old path of a class that moved into `MOVED`; (c) put a file that the version before wrote, with what it predicted, into
+tests/samples; (d) test that it still predicts the same (tests/prediction/test_saved_versions.py).
 """
 
 MOVED = {
     "lmms_visual_heads.prediction.estimators_pooled": "lmms_visual_heads.prediction.regressors.pooled_ridge",
     "lmms_visual_heads.prediction.estimators_process": "lmms_visual_heads.prediction.regressors.gaussian_process",
     "lmms_visual_heads.prediction.estimators_trees": "lmms_visual_heads.prediction.regressors.extra_trees",
-    "lmms_visual_heads.prediction.pooled_forest": "lmms_visual_heads.prediction.regressors.pooled_forest",
+    "lmms_visual_heads.prediction.pooled_forest": "lmms_visual_heads.prediction.regressors.extra_trees",
     "lmms_visual_heads.prediction.ridge": "lmms_visual_heads.prediction.regressors.ridge",
     "lmms_visual_heads.prediction.tree_arrays": "lmms_visual_heads.prediction.regressors.tree_arrays",
 }
@@ -78,7 +81,7 @@ TRUSTED_TYPES = (
     "lmms_visual_heads.prediction.regressors.gaussian_process.LineageProcess",
     "lmms_visual_heads.prediction.regressors.extra_trees.PooledTrees",
     "lmms_visual_heads.prediction.regressors.extra_trees.TreesOfBenchmark",
-    "lmms_visual_heads.prediction.regressors.pooled_forest.PooledForest",
+    "lmms_visual_heads.prediction.regressors.extra_trees.PooledForest",
     "lmms_visual_heads.prediction.regressors.ridge.LineageRidge",
     "lmms_visual_heads.prediction.regressors.tree_arrays.TreeArrays",
     "sklearn.gaussian_process.kernels.ConstantKernel",

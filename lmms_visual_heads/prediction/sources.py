@@ -73,6 +73,8 @@ def old_fit(fit: Callable[..., Any]) -> Callable[..., Any]:
             _warn("fit(measurements, scores, *, groups=None, items=None)")
             measurements = _beside(measurements, given.get("measured"))
             groups, items = given.get("lineages", groups), given.get("items", items)
+        elif _only_heads(measurements):
+            _warn("fit(Measurements(heads=head_profiles), scores), or paths for both")
         return fit(self, measurements, scores, groups=groups, items=items)
 
     return fit_either
@@ -100,6 +102,8 @@ def old_predict(predict: Callable[..., Any]) -> Callable[..., Any]:
             measurements = _beside(measurements, given.get("measured"))
             known_scores, items = given.get("known", known_scores), given.get("items", items)
             force = given.get("force", force)
+        elif _only_heads(measurements):
+            _warn(f"{predict.__name__}(Measurements(heads=head_profiles)), or a path")
         return predict(self, measurements, known_scores=known_scores, items=items, force=force)
 
     return predict_either
@@ -113,6 +117,12 @@ def _beside(heads: Any, measured: Measurements | None) -> Measurements:
     return Measurements.join([profiles, measured.without_heads()])
 
 
+def _only_heads(measurements: Any) -> bool:
+    """Whether these are head profiles or head tables, as they were given before there were `Measurements`."""
+    entries = measurements if isinstance(measurements, list | tuple) else [measurements]
+    return any(isinstance(entry, HeadProfiles | HeadTable) for entry in entries)
+
+
 def _refuse_unknown(given: dict[str, Any], names: tuple[str, ...], call: str) -> None:
     unknown = sorted(set(given) - set(names))
     if unknown:
@@ -120,4 +130,4 @@ def _refuse_unknown(given: dict[str, Any], names: tuple[str, ...], call: str) ->
 
 
 def _warn(now: str) -> None:
-    warnings.warn(f"this form of the call is an earlier one; it is now {now}", DeprecationWarning, stacklevel=4)
+    warnings.warn(f"this form of the call is an earlier one; it is now {now}", DeprecationWarning, stacklevel=3)

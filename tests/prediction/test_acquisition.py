@@ -155,12 +155,14 @@ def test_command(tmp_path: Any) -> None:
 
 
 def test_command_with_a_predictor_file(tmp_path: Any) -> None:
-    from lmms_visual_heads.features import HeadProfiles
+    from lmms_visual_heads.features import HeadProfiles, Measurements
     from lmms_visual_heads.prediction import BenchmarkPredictor
     from tests.builders import synthetic
 
     made = synthetic.world(8, 2, seed=9)
-    fitted = BenchmarkPredictor().fit(HeadProfiles.from_tables(made.tables), made.scores, made.lineages)
+    fitted = BenchmarkPredictor().fit(
+        Measurements(heads=HeadProfiles.from_tables(made.tables)), made.scores, groups=made.lineages
+    )
     path = fitted.save(tmp_path / "a.predictor")
     start, again = belief_of_predictor(fitted), belief_of_predictor(BenchmarkPredictor.load(path))
     assert start.benchmarks == again.benchmarks

@@ -34,8 +34,7 @@ from lmms_visual_heads.prediction.model_selection import (
     method_data,
     nested_evaluation,
 )
-from lmms_visual_heads.prediction.regressors.extra_trees import PooledTrees, TreesOfBenchmark
-from lmms_visual_heads.prediction.regressors.pooled_forest import PooledForest
+from lmms_visual_heads.prediction.regressors.extra_trees import PooledForest, PooledTrees, TreesOfBenchmark
 from lmms_visual_heads.prediction.regressors.pooled_ridge import PooledBenchmarks
 from lmms_visual_heads.prediction.regressors.tree_arrays import TreeArrays
 from lmms_visual_heads.tables import SCORE_COLUMNS

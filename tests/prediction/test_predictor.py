@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from lmms_visual_heads.errors import VisualHeadsError
-from lmms_visual_heads.features import HeadProfiles
+from lmms_visual_heads.features import HeadProfiles, Measurements
 from lmms_visual_heads.prediction import FLAG_WORDS, BenchmarkPredictor
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 from tests.builders import synthetic
@@ -50,7 +50,7 @@ def old(profiles: HeadProfiles, new: HeadProfiles) -> HeadProfiles:
 
 @pytest.fixture(scope="module")
 def fitted(made: synthetic.World, old: HeadProfiles) -> BenchmarkPredictor:
-    return BenchmarkPredictor().fit(old, made.scores, made.lineages)
+    return BenchmarkPredictor().fit(Measurements(heads=old), made.scores, groups=made.lineages)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ class TestPredicting:
     def test_a_planted_relation_is_predicted_better_than_by_the_mean(
         self, fitted: BenchmarkPredictor, made: synthetic.World, new: HeadProfiles
     ) -> None:
-        frame = fitted.predict(new)
+        frame = fitted.predict(Measurements(heads=new))
         assert list(frame.columns) == list(PREDICTION_COLUMNS)
         actual = made.scores.set_index(["model", "benchmark"])["score"] * 100
         actual = actual.loc[list(zip(frame["model"], frame["benchmark"], strict=True))].to_numpy()
@@ -90,20 +90,28 @@ class TestPredicting:
         self, made: synthetic.World, old: HeadProfiles, new: HeadProfiles
     ) -> None:
         scaled = made.scores.assign(score=made.scores["score"] * 2800, scale=2800.0)
-        one = BenchmarkPredictor().fit(old, made.scores, made.lineages).predict(new)
-        other = BenchmarkPredictor().fit(old, scaled, made.lineages).predict(new)
+        one = (
+            BenchmarkPredictor()
+            .fit(Measurements(heads=old), made.scores, groups=made.lineages)
+            .predict(Measurements(heads=new))
+        )
+        other = (
+            BenchmarkPredictor()
+            .fit(Measurements(heads=old), scaled, groups=made.lineages)
+            .predict(Measurements(heads=new))
+        )
         np.testing.assert_allclose(one["predicted"], other["predicted"], rtol=1e-6)
 
     def test_baseline_is_the_mean_of_the_other_trainings(
         self, made: synthetic.World, old: HeadProfiles, new: HeadProfiles
     ) -> None:
-        predictor = BenchmarkPredictor().fit(old, made.scores, made.lineages)
+        predictor = BenchmarkPredictor().fit(Measurements(heads=old), made.scores, groups=made.lineages)
         scores = made.scores[made.scores["model"].isin(old.models)]
         by_lineage = (
             scores.assign(lineage=scores["model"].map(made.lineages)).groupby(["benchmark", "lineage"])["score"].mean()
         )
         expected = 100 * by_lineage.groupby("benchmark").mean()
-        found = predictor.predict(new).groupby("benchmark")["baseline"].first()
+        found = predictor.predict(Measurements(heads=new)).groupby("benchmark")["baseline"].first()
         np.testing.assert_allclose(found, expected.loc[found.index])
         own = predictor.evaluation_.query("lineage == 'lineage2'").groupby("benchmark")["baseline"].first()
         without = 100 * by_lineage.drop("lineage2", level="lineage").groupby("benchmark").mean()
@@ -122,8 +130,16 @@ class TestPredicting:
     ) -> None:
         shuffled = HeadProfiles(old.frame.sample(frac=1, random_state=0), dict(reversed(old.metadata_by_model.items())))
         scores = made.scores.sample(frac=1, random_state=0)
-        one = BenchmarkPredictor().fit(old, made.scores, made.lineages).predict(new)
-        other = BenchmarkPredictor().fit(shuffled, scores, made.lineages).predict(new)
+        one = (
+            BenchmarkPredictor()
+            .fit(Measurements(heads=old), made.scores, groups=made.lineages)
+            .predict(Measurements(heads=new))
+        )
+        other = (
+            BenchmarkPredictor()
+            .fit(Measurements(heads=shuffled), scores, groups=made.lineages)
+            .predict(Measurements(heads=new))
+        )
         pd.testing.assert_frame_equal(one, other)
 
     def test_a_copy_of_a_checkpoint_in_its_lineage_adds_nothing(
@@ -135,25 +151,31 @@ class TestPredicting:
         only_first = old.only([m for m in old.models if m.endswith("step0")])
         scores = pd.concat([made.scores, made.scores[made.scores["model"] == name].assign(model="copy")])
         lineages = {**made.lineages, "copy": made.lineages[name]}
-        plain = BenchmarkPredictor().fit(only_first, made.scores, lineages)
-        more = BenchmarkPredictor().fit(HeadProfiles.join([only_first, twin]), scores, lineages)
+        plain = BenchmarkPredictor().fit(Measurements(heads=only_first), made.scores, groups=lineages)
+        more = BenchmarkPredictor().fit(
+            Measurements(heads=HeadProfiles.join([only_first, twin])), scores, groups=lineages
+        )
         columns = ["predicted", "low", "high", "baseline"]
-        np.testing.assert_allclose(more.predict(new)[columns], plain.predict(new)[columns], rtol=1e-6)
+        np.testing.assert_allclose(
+            more.predict(Measurements(heads=new))[columns], plain.predict(Measurements(heads=new))[columns], rtol=1e-6
+        )
         np.testing.assert_allclose(more.errors_["error"], plain.errors_["error"], rtol=1e-6)
 
     def test_no_relation_is_said(self) -> None:
         made = synthetic.world(8, 2, relation="none", seed=3)
-        predictor = BenchmarkPredictor().fit(HeadProfiles.from_tables(made.tables), made.scores, made.lineages)
+        predictor = BenchmarkPredictor().fit(
+            Measurements(heads=HeadProfiles.from_tables(made.tables)), made.scores, groups=made.lineages
+        )
         worse = predictor.errors_[predictor.errors_["error"] >= predictor.errors_["baseline_error"]]["benchmark"]
         assert len(worse)
-        frame = predictor.predict(HeadProfiles.from_tables(made.tables[:1]))
+        frame = predictor.predict(Measurements(heads=HeadProfiles.from_tables(made.tables[:1])))
         flagged = frame[frame["flags"].str.contains("no_better_than_baseline")]["benchmark"]
         assert set(flagged) == set(worse)
 
     def test_models_of_the_fit_get_their_left_out_prediction(
         self, fitted: BenchmarkPredictor, old: HeadProfiles
     ) -> None:
-        frame = fitted.predict(old.only(old.models[:1]))
+        frame = fitted.predict(Measurements(heads=old.only(old.models[:1])))
         left_out = fitted.evaluation_[fitted.evaluation_["model"] == old.models[0]]
         np.testing.assert_array_equal(frame["predicted"], left_out["predicted"])
         assert "in_training" in flags_of(frame)
@@ -162,7 +184,7 @@ class TestPredicting:
         self, fitted: BenchmarkPredictor, made: synthetic.World, new: HeadProfiles
     ) -> None:
         known = made.scores[made.scores["benchmark"] == "scenes_color"]
-        frame = fitted.predict(new, known=known).set_index(["benchmark", "model"])
+        frame = fitted.predict(Measurements(heads=new), known_scores=known).set_index(["benchmark", "model"])
         row = frame.loc[("scenes_color", new.models[0])]
         actual = 100 * known.set_index("model").loc[new.models[0], "score"]
         assert row["predicted"] == pytest.approx(actual)
@@ -170,7 +192,7 @@ class TestPredicting:
         assert 1 < row["high"] - row["low"] < 6
         assert "known" not in frame.loc[("scenes_digit", new.models[0]), "flags"]
         with pytest.raises(VisualHeadsError, match="Known scores must be in the fitted metric"):
-            fitted.predict(new, known=known.assign(metric="f1"))
+            fitted.predict(Measurements(heads=new), known_scores=known.assign(metric="f1"))
 
     def test_other_scikit_learn_estimators_do_as_well(
         self, made: synthetic.World, old: HeadProfiles, new: HeadProfiles
@@ -178,7 +200,9 @@ class TestPredicting:
         predictor = BenchmarkPredictor(
             make_pipeline(SimpleImputer(), Ridge()), level=0.8, features=["attention_mean", "region_lift_mean"]
         )
-        frame = predictor.fit(old, made.scores, made.lineages).predict(new)
+        frame = predictor.fit(Measurements(heads=old), made.scores, groups=made.lineages).predict(
+            Measurements(heads=new)
+        )
         assert (frame["level"] == 0.8).all()
         assert predictor.describe()["features"] == ["attention_mean", "region_lift_mean"]
 
@@ -214,9 +238,9 @@ class TestWorlds:
     ) -> None:
         other = changed(new, **changes)
         with pytest.raises(VisualHeadsError, match=words) as caught:
-            fitted.predict(other)
+            fitted.predict(Measurements(heads=other))
         assert "use --force (every row is then flagged)" in str(caught.value)
-        assert all(flag in cell.split(";") for cell in fitted.predict(other, force=True)["flags"])
+        assert all(flag in cell.split(";") for cell in fitted.predict(Measurements(heads=other), force=True)["flags"])
 
     @pytest.mark.parametrize(
         ("changes", "flag"),
@@ -230,26 +254,29 @@ class TestWorlds:
     def test_smaller_differences_are_flagged(
         self, fitted: BenchmarkPredictor, new: HeadProfiles, changes: dict[str, Any], flag: str | None
     ) -> None:
-        assert flags_of(fitted.predict(changed(new, **changes))) == {"few_lineages", *([flag] if flag else [])}
+        assert flags_of(fitted.predict(Measurements(heads=changed(new, **changes)))) == {
+            "few_lineages",
+            *([flag] if flag else []),
+        }
 
     def test_fewer_documents(self, fitted: BenchmarkPredictor, new: HeadProfiles) -> None:
         fewer = HeadProfiles(new.frame.assign(n_documents=2), new.metadata_by_model)
-        assert "fewer_documents" in flags_of(fitted.predict(fewer))
+        assert "fewer_documents" in flags_of(fitted.predict(Measurements(heads=fewer)))
 
     def test_a_missing_task_cannot_be_forced(self, fitted: BenchmarkPredictor, new: HeadProfiles) -> None:
         less = HeadProfiles(new.frame[new.frame["task"] != "vhead_obj"], new.metadata_by_model)
         with pytest.raises(VisualHeadsError, match=r"has none on vhead_obj\. Run lmms-eval --model visual_heads_llava"):
-            fitted.predict(less, force=True)
+            fitted.predict(Measurements(heads=less), force=True)
 
     def test_missing_features_are_flagged(self, fitted: BenchmarkPredictor, new: HeadProfiles) -> None:
         blind = HeadProfiles(new.frame.assign(region_lift=np.nan), new.metadata_by_model)
-        frame = fitted.predict(blind)
+        frame = fitted.predict(Measurements(heads=blind))
         assert "missing_features" in flags_of(frame)
         assert frame[["predicted", "low", "high"]].notna().all(axis=None)
 
     def test_far_outside_is_flagged_and_wider(self, fitted: BenchmarkPredictor, new: HeadProfiles) -> None:
         far = HeadProfiles(new.frame.assign(region_lift=25.0), new.metadata_by_model)
-        frame, plain = fitted.predict(far), fitted.predict(new)
+        frame, plain = fitted.predict(Measurements(heads=far)), fitted.predict(Measurements(heads=new))
         assert "outside_training_range" in flags_of(frame)
         assert ((frame["high"] - frame["low"]) > (plain["high"] - plain["low"])).all()
 
@@ -269,7 +296,9 @@ class TestWorlds:
 
 class TestBadInput:
     def fit(self, made: synthetic.World, heads: Any, scores: pd.DataFrame | None = None) -> BenchmarkPredictor:
-        return BenchmarkPredictor().fit(heads, made.scores if scores is None else scores, made.lineages)
+        return BenchmarkPredictor().fit(
+            Measurements(heads=heads), made.scores if scores is None else scores, groups=made.lineages
+        )
 
     def test_two_checkpoints(self, made: synthetic.World, old: HeadProfiles) -> None:
         with pytest.raises(
@@ -304,12 +333,12 @@ class TestBadInput:
 
     def test_without_lineages_it_says_what_that_means(self, made: synthetic.World, old: HeadProfiles) -> None:
         said = "every checkpoint counts as a separate training"
-        assert any(said in note for note in BenchmarkPredictor().fit(old, made.scores).notes_)
+        assert any(said in note for note in BenchmarkPredictor().fit(Measurements(heads=old), made.scores).notes_)
         assert not any(said in note for note in self.fit(made, old).notes_)
 
     def test_one_training_only(self, made: synthetic.World, old: HeadProfiles) -> None:
         with pytest.raises(VisualHeadsError, match="come from one training"):
-            BenchmarkPredictor().fit(old, made.scores, dict.fromkeys(old.models, "one"))
+            BenchmarkPredictor().fit(Measurements(heads=old), made.scores, groups=dict.fromkeys(old.models, "one"))
 
     def test_one_model_twice_with_different_scores(self, made: synthetic.World, old: HeadProfiles) -> None:
         with pytest.raises(VisualHeadsError, match="one score per benchmark"):
@@ -370,7 +399,7 @@ class TestBadInput:
     )
     def test_parameters(self, made: synthetic.World, old: HeadProfiles, parameters: dict[str, Any], words: str) -> None:
         with pytest.raises(VisualHeadsError, match=words):
-            BenchmarkPredictor(**parameters).fit(old, made.scores)
+            BenchmarkPredictor(**parameters).fit(Measurements(heads=old), made.scores)
 
 
 def _with_a_third(scores: pd.DataFrame, old: HeadProfiles) -> pd.DataFrame:
@@ -384,7 +413,9 @@ class TestFile:
         self, path: Path, fitted: BenchmarkPredictor, profiles: HeadProfiles
     ) -> None:
         again = BenchmarkPredictor.load(path)
-        pd.testing.assert_frame_equal(again.predict(profiles), fitted.predict(profiles), check_exact=True)
+        pd.testing.assert_frame_equal(
+            again.predict(Measurements(heads=profiles)), fitted.predict(Measurements(heads=profiles)), check_exact=True
+        )
         pd.testing.assert_frame_equal(again.evaluation_, fitted.evaluation_, check_exact=True)
         pd.testing.assert_frame_equal(again.errors_, fitted.errors_, check_exact=True)
         assert again.describe() == fitted.describe()
@@ -393,7 +424,11 @@ class TestFile:
     def test_the_same_fit_writes_the_same_numbers(
         self, path: Path, made: synthetic.World, old: HeadProfiles, tmp_path: Path
     ) -> None:
-        other = BenchmarkPredictor().fit(old, made.scores, made.lineages).save(tmp_path / "again.skops")
+        other = (
+            BenchmarkPredictor()
+            .fit(Measurements(heads=old), made.scores, groups=made.lineages)
+            .save(tmp_path / "again.skops")
+        )
         with zipfile.ZipFile(path) as one, zipfile.ZipFile(other) as two:
             assert one.read("predictor.json") == two.read("predictor.json")
 
@@ -476,7 +511,9 @@ class TestFile:
         with pytest.raises(
             VisualHeadsError, match=r"may hold scikit-learn estimators only; this one holds numpy\.nan_to_num"
         ):
-            BenchmarkPredictor(strange).fit(old, made.scores, made.lineages).save(tmp_path / "z.skops")
+            BenchmarkPredictor(strange).fit(Measurements(heads=old), made.scores, groups=made.lineages).save(
+                tmp_path / "z.skops"
+            )
 
     @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rest"])
     def test_other_files_are_refused(self, tmp_path: Path, content: bytes) -> None:
