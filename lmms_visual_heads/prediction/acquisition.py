@@ -16,8 +16,8 @@ import pandas as pd
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.prediction.gaussian_mixture import complete, shrunk
 from lmms_visual_heads.prediction.gaussian_update import Belief, observe
+from lmms_visual_heads.prediction.lineages import lineage_weights
 from lmms_visual_heads.prediction.predictor import BenchmarkPredictor
-from lmms_visual_heads.prediction.regressors.ridge import lineage_weights
 from lmms_visual_heads.prediction.score_mixture import JointScores
 from lmms_visual_heads.tables import check_scores, parent_benchmark
 

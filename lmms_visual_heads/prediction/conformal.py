@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from lmms_visual_heads.prediction.regressors.ridge import lineage_weights
+from lmms_visual_heads.prediction.lineages import lineage_weights
 
 Array = npt.NDArray[np.float64]
 

@@ -1,13 +1,13 @@
-"""The protocol: a benchmark's model is fitted on some lineages and judged on one that it has not seen.
+"""One benchmark's fitted model with its left-out errors, and the mean absolute errors of a nested evaluation.
 
-Everything that is chosen is chosen inside the training lineages, the intervals too. Shapes: M models, F features, G lineages.
+`model_selection` fits and judges; everything that is chosen is chosen inside the training lineages. Shapes: M models, F features.
 """
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.dummy import DummyRegressor
 
 from lmms_visual_heads.prediction.conformal import HIGH, LOW, LeftOutErrors
-from lmms_visual_heads.prediction.regressors.ridge import lineage_mean
+from lmms_visual_heads.prediction.lineages import lineage_mean
 
 Array = npt.NDArray[np.float64]
 EVALUATION_COLUMNS = ("model", "lineage", "benchmark", "actual", "predicted", "low", "high", "baseline")
@@ -43,33 +43,6 @@ class BenchmarkModel:
     left_out: dict[str, Any]
     errors: LeftOutErrors
     baseline: float
-
-    @classmethod
-    def fit(cls, estimator: Any, X: Array, y: Array, lineages: npt.NDArray[np.str_]) -> Self:
-        """Fit clones of `estimator` on all lineages and on all but one, in turn.
-
-        Parameters
-        ----------
-        X : array [M, F]
-        y : array [M]
-            Points.
-        lineages : array [M]
-        """
-        names = [str(name) for name in np.unique(lineages)]
-        left_out: dict[str, Any] = {}
-        residuals = np.full(len(y), np.nan)
-        if len(names) > 1:
-            for name in names:
-                rest = lineages != name
-                left_out[name] = fit_estimator(estimator, X[rest], y[rest], lineages[rest])
-                residuals[~rest] = y[~rest] - in_range(left_out[name].predict(X[~rest]))
-        known = np.isfinite(residuals)
-        return cls(
-            fit_estimator(estimator, X, y, lineages),
-            left_out,
-            LeftOutErrors(residuals[known], lineages[known]),
-            lineage_mean(y, lineages),
-        )
 
     def predict(self, X: Array) -> Array:
         """Predictions in points, held in 0..100, shape [M]."""
@@ -103,31 +76,6 @@ def fit_estimator(estimator: Any, X: Array, y: Array, lineages: npt.NDArray[np.s
     if "groups" in inspect.signature(fresh.fit).parameters:
         return fresh.fit(X, y, groups=lineages)
     return fresh.fit(X, y)
-
-
-def evaluate(
-    estimator: Any, X: Array, y: Array, models: list[str], lineages: npt.NDArray[np.str_], benchmark: str, level: float
-) -> pd.DataFrame:
-    """Predict every model with its lineage left out of everything.
-
-    Returns
-    -------
-    DataFrame
-        `EVALUATION_COLUMNS`, one row per model, in points.
-
-    Notes
-    -----
-    The interval of a left-out lineage comes from the errors among the other lineages only, so its coverage can be counted.
-    """
-    rows = []
-    for name in np.unique(lineages):
-        out = lineages == name
-        fitted = BenchmarkModel.fit(estimator, X[~out], y[~out], lineages[~out])
-        centers, limits = fitted.predict(X[out]), fitted.intervals(X[out], level)
-        for position, index in enumerate(np.flatnonzero(out)):
-            low, high = limits[position]
-            rows.append((models[index], str(name), benchmark, y[index], centers[position], low, high, fitted.baseline))
-    return pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS))
 
 
 def errors_of(evaluation: pd.DataFrame) -> pd.DataFrame:

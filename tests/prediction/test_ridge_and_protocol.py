@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lmms_visual_heads.prediction import LineageRidge, lineage_mean
 from lmms_visual_heads.prediction.conformal import CERTIFIED_LINEAGES, LeftOutErrors, sampling_interval
-from lmms_visual_heads.prediction.evaluation import BenchmarkModel, errors_of, evaluate
+from lmms_visual_heads.prediction.evaluation import errors_of
 from lmms_visual_heads.prediction.lineages import lineage_blocks, lineage_weights
+from lmms_visual_heads.prediction.model_selection import Rows, fit_methods, nested_evaluation
 from lmms_visual_heads.prediction.regressors.ridge import _left_out_error
 
 
@@ -118,6 +120,17 @@ class TestRidge:
             LineageRidge().fit([[0.0], [1.0]], [0.0, 1.0], groups=["a"])
 
 
+def as_rows(X: np.ndarray, y: np.ndarray, lineages: np.ndarray) -> Rows:
+    names = tuple(f"m{number:02d}" for number in range(len(y)))
+    return Rows(names, X, y, lineages, np.full(len(y), np.nan))
+
+
+def judged(X: np.ndarray, y: np.ndarray, lineages: np.ndarray) -> pd.DataFrame:
+    """The nested evaluation of the ridge on the heads, as `BenchmarkPredictor.fit` asks for it."""
+    rows = as_rows(X, y, lineages)
+    return nested_evaluation(lambda fold: {"probe_heads": {"b": rows}}, {"b": rows}, 0.9)[0]
+
+
 class TestProtocol:
     def test_copies_inside_a_lineage_do_not_help(self) -> None:
         """Scores drawn apart from the heads: only a leak between copies could predict them."""
@@ -125,10 +138,9 @@ class TestProtocol:
         for seed in range(8):
             X, y, lineages = rows(10, per=1, seed=seed, signal=0.0)
             X, y, lineages = np.vstack([X, X]), np.append(y, y), np.append(lineages, lineages)
-            names = [f"m{i}" for i in range(len(y))]
-            errors = errors_of(evaluate(LineageRidge(), X, y, names, lineages, "b", 0.9)).iloc[0]
-            alone = np.array(names)
-            leaked = errors_of(evaluate(LineageRidge(), X, y, names, alone, "b", 0.9)).iloc[0]
+            errors = errors_of(judged(X, y, lineages)).iloc[0]
+            alone = np.array([f"l{number:02d}" for number in range(len(y))])
+            leaked = errors_of(judged(X, y, alone)).iloc[0]
             ours.append(errors["error"])
             baseline.append(errors["baseline_error"])
             leaky.append(leaked["error"])
@@ -137,11 +149,10 @@ class TestProtocol:
 
     def test_a_lineage_is_predicted_without_any_of_its_checkpoints(self) -> None:
         X, y, lineages = rows(5, per=3)
-        names = [f"m{i}" for i in range(len(y))]
-        before = evaluate(LineageRidge(), X, y, names, lineages, "b", 0.9)
+        before = judged(X, y, lineages)
         changed = y.copy()
         changed[lineages == "lineage002"] = 0.0
-        after = evaluate(LineageRidge(), X, changed, names, lineages, "b", 0.9)
+        after = judged(X, changed, lineages)
         own = (before["lineage"] == "lineage002").to_numpy()
         columns = ["predicted", "low", "high", "baseline"]
         np.testing.assert_array_equal(before.loc[own, columns], after.loc[own, columns])
@@ -149,7 +160,7 @@ class TestProtocol:
 
     def test_a_planted_relation_is_found(self) -> None:
         X, y, lineages = rows(12)
-        errors = errors_of(evaluate(LineageRidge(), X, y, list(map(str, range(len(y)))), lineages, "b", 0.9)).iloc[0]
+        errors = errors_of(judged(X, y, lineages)).iloc[0]
         assert errors["error"] < 0.5 * errors["baseline_error"]
 
     @pytest.mark.parametrize("broken", ["random labels", "permuted heads"])
@@ -159,7 +170,7 @@ class TestProtocol:
             X, y, lineages = rows(10, seed=seed)
             order = np.repeat(np.random.default_rng(seed).permutation(10) * 2, 2) + np.tile([0, 1], 10)
             X, y = (X, y[order]) if broken == "random labels" else (X[order], y)
-            errors = errors_of(evaluate(LineageRidge(), X, y, list(map(str, range(20))), lineages, "b", 0.9)).iloc[0]
+            errors = errors_of(judged(X, y, lineages)).iloc[0]
             skill.append(1 - errors["error"] / errors["baseline_error"])
         assert np.mean(skill) < 0.1
         assert np.mean(skill) > -0.4, "and it is never much worse than the mean"
@@ -170,7 +181,8 @@ class TestProtocol:
         for seed in range(worlds):
             X, y, lineages = rows(n_lineages + 4, seed=seed, signal=0.7)
             seen = np.isin(lineages, np.unique(lineages)[:n_lineages])
-            model = BenchmarkModel.fit(LineageRidge(), X[seen], y[seen], lineages[seen])
+            data = {"probe_heads": {"b": as_rows(X[seen], y[seen], lineages[seen])}}
+            model = fit_methods(data)["b"]["probe_heads"].model
             limits = model.intervals(X[~seen], 0.9)
             inside.append(np.mean((y[~seen] >= limits[:, 0]) & (y[~seen] <= limits[:, 1])))
             width.append(np.mean(limits[:, 1] - limits[:, 0]))
@@ -180,7 +192,7 @@ class TestProtocol:
     def test_few_rows_and_lineages(self) -> None:
         X, y, _ = rows(3, per=1)
         lineages = np.array(["a", "a", "b"])
-        frame = evaluate(LineageRidge(), X, y, ["1", "2", "3"], lineages, "b", 0.9)
+        frame = judged(X, y, lineages)
         assert np.isfinite(frame[["predicted", "baseline"]].to_numpy()).all()
         assert (frame["low"] == 0).all()
         assert (frame["high"] == 100).all()

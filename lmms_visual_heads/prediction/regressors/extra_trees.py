@@ -20,7 +20,8 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lmms_visual_heads.prediction.conformal import pooled_factor, usual_gap
-from lmms_visual_heads.prediction.lineages import lineage_weights, training_rows
+from lmms_visual_heads.prediction.lineages import lineage_weights
+from lmms_visual_heads.prediction.regressors.base import training_rows
 from lmms_visual_heads.prediction.regressors.tree_arrays import TreeArrays
 
 Array = npt.NDArray[np.float64]

@@ -15,12 +15,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from lmms_visual_heads.prediction.lineages import (
-    StandardisedFeatures,
-    check_margin_and_reach,
-    lineage_blocks,
-    lineage_weights,
-)
+from lmms_visual_heads.prediction.lineages import lineage_blocks, lineage_weights
+from lmms_visual_heads.prediction.regressors.base import StandardisedFeatures, check_margin_and_reach
 
 Array = npt.NDArray[np.float64]
 

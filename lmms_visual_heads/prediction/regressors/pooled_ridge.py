@@ -13,11 +13,8 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from lmms_visual_heads.prediction.lineages import (
-    StandardisedFeatures,
-    check_margin_and_reach,
-    lineage_weights,
-)
+from lmms_visual_heads.prediction.lineages import lineage_weights
+from lmms_visual_heads.prediction.regressors.base import StandardisedFeatures, check_margin_and_reach
 
 Array = npt.NDArray[np.float64]
 

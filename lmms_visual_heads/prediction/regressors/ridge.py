@@ -14,13 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from lmms_visual_heads.prediction.lineages import (
-    StandardisedFeatures,
-    check_margin_and_reach,
-    lineage_blocks,
-    lineage_mean,
-    lineage_weights,
-)
+from lmms_visual_heads.prediction.lineages import lineage_blocks, lineage_weights
+from lmms_visual_heads.prediction.regressors.base import StandardisedFeatures, check_margin_and_reach
 
 Array = npt.NDArray[np.float64]
 
@@ -139,4 +134,4 @@ def _left_out_error(half: Array, root: Array, target: Array, blocks: list[npt.ND
     return total / sum(len(rows) for rows in blocks)
 
 
-__all__ = ["PENALTIES", "LineageRidge", "lineage_mean", "lineage_weights"]
+__all__ = ["PENALTIES", "LineageRidge"]
