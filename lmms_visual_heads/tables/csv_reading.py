@@ -217,7 +217,8 @@ def _refuse_twice(cells: CsvCells, form: CsvForm) -> None:
 
 def _typed(cells: CsvCells, column: Column) -> pd.Series:
     if pa.types.is_string(column.type):
-        return pd.Series([cell or None for _, cell in cells.column(column.name)], dtype=object)
+        texts = [cell or None for _, cell in cells.column(column.name)]
+        return pd.Series(texts) if any(texts) else pd.Series(texts, dtype=object)
     numbers = [_number(cell, f"{cells.path}, line {line}", column) for line, cell in cells.column(column.name)]
     values = pd.Series(numbers, dtype="float64")
     return values.astype("Int64") if pa.types.is_integer(column.type) else values

@@ -466,7 +466,7 @@ class TestLineages:
         assert lineage_of(["a"], None) == {"a": "a"}
 
     def test_spaces_notes_and_numbers_are_read_as_people_write_them(self, tmp_path: Path) -> None:
-        (tmp_path / "l.csv").write_text("# our runs\nmodel, lineage\na, 007\nb, 007\na, 007\n")
+        (tmp_path / "l.csv").write_text("# our runs\nmodel, lineage\na, 007\nb, 007\n")
         assert read_lineages(tmp_path / "l.csv") == {"a": "007", "b": "007"}
 
     @pytest.mark.parametrize(
