@@ -225,10 +225,11 @@ class Scheduler:
         prefix = _if_it_fits(self._model.prefill, [family[0].encoded for family in part], length)
         if prefix is None:
             return False
+        branch = prefix.branch
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 rows, batch = zip(*members[start : start + self.batch_size], strict=True)
-                results = _if_it_fits(lambda rows, batch: answer(batch, prefix.branch(rows)), rows, list(batch))
+                results = _if_it_fits(lambda rows, batch: answer(batch, branch(rows)), rows, list(batch))
                 if results is None:
                     return False
                 answered.update(map(id, batch))

@@ -12,6 +12,7 @@ from lmms_visual_heads.capture.attention import visual_heads_attention
 from lmms_visual_heads.capture.knockout import VisualKnockout, check_can_knock_out, unchanged_start
 from lmms_visual_heads.checkpoints.encoding import Encoded
 from lmms_visual_heads.checkpoints.model import VisualModel
+from lmms_visual_heads.checkpoints.passes import stacked
 from lmms_visual_heads.errors import VisualHeadsError
 from tests.builders.tiny import KINDS, QUESTION, noise_image
 
@@ -62,7 +63,7 @@ def some_heads(model: VisualModel, n: int = 4) -> Tensor:
 
 
 def repeated(model: VisualModel, encoded: Encoded, n: int) -> dict[str, Tensor]:
-    return model._stack([encoded.inputs] * n)
+    return stacked(model.model, [encoded.inputs] * n)
 
 
 @pytest.mark.parametrize("kind", KINDS)
