@@ -32,7 +32,7 @@ def slow_logits(model: VisualModel, encoded: Encoded, heads: Tensor) -> Tensor:
         n = query.shape[2]
         group = query.shape[1] // key.shape[1]
         window = getattr(module.config, "sliding_window", None)
-        heads = []
+        outputs = []
         for h in range(query.shape[1]):
             scores = query[0, h] @ key[0, h // group].T * scaling
             for q in range(n):
@@ -41,8 +41,8 @@ def slow_logits(model: VisualModel, encoded: Encoded, heads: Tensor) -> Tensor:
                     scores[q, : max(0, q - window + 1)] = -torch.inf
                 if heads[module.layer_idx, h] and not visual[q]:
                     scores[q, visual] = -torch.inf
-            heads.append(scores.softmax(-1) @ value[0, h // group])
-        return torch.stack(heads, 1)[None], None
+            outputs.append(scores.softmax(-1) @ value[0, h // group])
+        return torch.stack(outputs, 1)[None], None
 
     from transformers import AttentionInterface
 

@@ -105,12 +105,10 @@ def test_score_reads_the_same_rows_as_generate(model, monkeypatch) -> None:
 
 
 def test_a_greedy_continuation_is_recognised(model, monkeypatch) -> None:
-    from lmms_visual_heads.checkpoints import scoring
-
     encoded = model.encode(QUESTION, [noise_image()])
     tokens = model.generate([encoded], query=None, max_new_tokens=3)[0].token_ids
     ids = torch.cat([encoded.input_ids, torch.tensor(tokens)])
-    monkeypatch.setattr(scoring, "_with_continuation", lambda *args: ids)
+    monkeypatch.setattr(model.encoder, "_finished_ids", lambda *args: ids)
     scored = model.score(encoded, "whatever", query="first_generated")
     assert scored.is_greedy
     generation = model.generate([encoded], query="first_generated", max_new_tokens=3)[0]
@@ -214,6 +212,6 @@ def test_score_of_text_alone_and_its_refusals(tmp_path: Path, monkeypatch) -> No
     assert short.score(encoded, "red", query="last_prompt").rows.shape == (3, 4, len(encoded))
     with pytest.raises(VisualHeadsError, match=r"prompt and its continuation must fit the model's 60 positions"):
         short.score(encoded, "red " * 60, query=None)
-    monkeypatch.setattr(scoring, "_with_continuation", lambda *args: encoded.input_ids)
+    monkeypatch.setattr(model.encoder, "_finished_ids", lambda *args: encoded.input_ids)
     with pytest.raises(VisualHeadsError, match="needs at least one token; '' has none"):
         short.score(encoded, "", query=None)
