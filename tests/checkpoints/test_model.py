@@ -204,7 +204,6 @@ def test_anyres_at_real_shapes(real) -> None:
 
 
 def test_score_of_text_alone_and_its_refusals(tmp_path: Path, monkeypatch) -> None:
-    from lmms_visual_heads.checkpoints import scoring
     from tests.builders.tiny import tiny_checkpoint
 
     short = load_model(tiny_checkpoint("llava-llama", tmp_path / "short", max_position_embeddings=60), device="cpu")
