@@ -49,26 +49,31 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def tables() -> str:
-    """Every column of every table, from `lmms_visual_heads.schema`."""
-    from lmms_visual_heads import schema
+def columns() -> str:
+    """Every column of every table, from where it is declared: `lmms_visual_heads.tables`."""
+    from lmms_visual_heads import schema, tables
 
     kinds = (
-        ("Head table", "`*.heads.parquet`: one row per task, document, layer and head.", schema.HEAD_COLUMNS),
-        ("Answer table", "`*.answers.parquet`: one row per task and document.", schema.ANSWER_COLUMNS),
-        ("Causal table", "`*.causal.parquet`: one row per task, document and knock-out.", schema.CAUSAL_COLUMNS),
-        ("Score table", "CSV: one row per model and benchmark.", schema.SCORE_COLUMNS),
-        ("Item table", "One row per model, benchmark and document.", schema.ITEM_COLUMNS),
+        ("Head table", "`*.heads.parquet`: one row per task, document, layer and head.", tables.HEAD_COLUMNS),
+        ("Answer table", "`*.answers.parquet`: one row per task and document.", tables.ANSWER_COLUMNS),
+        ("Causal table", "`*.causal.parquet`: one row per task, document and knock-out.", tables.CAUSAL_COLUMNS),
+        ("Score table", "CSV: one row per model and benchmark.", tables.SCORE_COLUMNS),
+        (
+            "Item table",
+            "CSV, Parquet or lmms-eval's samples: one row per model, benchmark and document.",
+            tables.ITEM_COLUMNS,
+        ),
+        ("Lineage table", "CSV: one row per checkpoint.", tables.LINEAGE_COLUMNS),
     )
     parts = [
         "# Columns\n",
         f"Schema version {schema.SCHEMA_VERSION}. A newer file is refused by name. A cell that may be missing is null: "
         "never 0, never NaN.\n",
     ]
-    for title, words, columns in kinds:
+    for title, words, declared in kinds:
         rows = [
             (f"`{c.name}`", str(c.type), c.unit, c.meaning + (" (may be missing)" if c.nullable else ""))
-            for c in columns
+            for c in declared
         ]
         parts += [f"## {title}\n", f"{words}\n", _table(("column", "type", "unit", "meaning"), rows)]
     return "\n".join(parts)
@@ -90,7 +95,7 @@ def flags_and_methods() -> str:
 def write(folder: Path) -> None:
     """Write the pages; a page that has not changed is left alone, so that a second build is quick."""
     folder.mkdir(exist_ok=True)
-    for page in (commands, python, tables, flags_and_methods):
+    for page in (commands, python, columns, flags_and_methods):
         path, text = folder / f"{page.__name__}.md", page()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
