@@ -20,6 +20,7 @@ version = release = __version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 nitpicky = True
+default_role = "code"  # single backticks in docstrings
 smartquotes = False  # "--heads" is an option, not a dash
 
 myst_enable_extensions = ["colon_fence", "deflist"]

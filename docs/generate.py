@@ -24,7 +24,7 @@ def python() -> str:
     """Every public name, by numpydoc from its docstring; the order is that of `lmms_visual_heads.__all__` within each kind."""
     import lmms_visual_heads
 
-    kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Errors": []}
+    kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Errors": [], "Deprecated": []}
     for name in lmms_visual_heads.__all__:
         value = getattr(lmms_visual_heads, name)
         if inspect.isclass(value) and issubclass(value, Exception):
@@ -34,12 +34,13 @@ def python() -> str:
             methods = [m for m in vars(value) if m in ours and not m.startswith("_")]  # not what scikit-learn adds
             kinds["Classes"].append(f".. autoclass:: {name}\n   :members: {', '.join(methods)}\n")
         else:
-            kinds["Functions"].append(f".. autofunction:: {name}\n")
+            deprecated = ".. deprecated::" in (value.__doc__ or "")
+            kinds["Deprecated" if deprecated else "Functions"].append(f".. autofunction:: {name}\n")
     parts = [
         "# Python\n",
         "Everything here is imported from `lmms_visual_heads`. Paths may be strings or `Path`, one or several, files or folders.\n",
     ]
-    for title, directives in kinds.items():
+    for title, directives in [kind for kind in kinds.items() if kind[1]]:
         parts += [f"## {title}\n", "```{eval-rst}", ".. currentmodule:: lmms_visual_heads\n", *directives, "```\n"]
     return "\n".join(parts)
 
