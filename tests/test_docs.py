@@ -157,6 +157,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scores.csv", "lineages.csv"):
         lines = (shipped / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(line for line in lines if not line.startswith("w80")))
+    lines = (shipped / "scores.csv").read_text().splitlines(keepends=True)
+    known = [line for line in lines if line.startswith(f"{new},scenes_color,")]
+    (folder / "known.csv").write_text("".join([lines[0], *known]))
     shutil.copytree(checkpoints_folder() / "w64-d3-t16-s7000", folder / "checkpoints" / "w64-d3-t16-s7000")
     return folder
 
