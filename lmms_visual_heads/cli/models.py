@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmms_visual_heads.cli.printing import Format, PrintedColumn, Row, number, print_data, print_table, say, text
+from lmms_visual_heads.cli.printing import Format, PrintedColumn, Row, print_data, print_table, say, text
 
 
 def models(
@@ -85,7 +85,7 @@ def _print(entries: list[dict[str, Any]]) -> None:
         PrintedColumn("layers x heads", layers_x_heads, wraps=True),
         text("resolution", importance=4),
         PrintedColumn("training", lambda entry: entry["training_strategy"].split(";")[0].split(",")[0], 6, wraps=True),
-        number("visual_tokens", "visual tokens", "d", importance=2),
+        text("visual_tokens", "visual tokens", importance=2),
         text("original_repository", "original repository", importance=5),
         text("huggingface_repository", "Hugging Face repository", importance=1),
     )

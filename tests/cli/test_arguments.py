@@ -30,5 +30,5 @@ def test_every_command_that_the_readme_names_is_there() -> None:
     readme = (ROOT / "README.md").read_text()
     named = set(re.findall(r"^visual-heads ([a-z][a-z-]*)", readme, flags=re.MULTILINE))
     named |= set(re.findall(r"`visual-heads ([a-z][a-z-]*)", readme))
-    assert {"fit", "predict", "estimate", "plan", "report"} <= named
+    assert {"fit", "predict", "estimate", "report"} <= named
     assert named <= set(get_command(app).commands)  # type: ignore[attr-defined]
