@@ -124,7 +124,7 @@ class RunJournal:
         self._rows[_ANSWERS].append(((task, doc_id), values))
 
     def add_causal(self, task: str, doc_id: int, **values: Any) -> None:
-        """Record what cutting heads did to a document's answer (arguments as `CausalTableWriter.add`)."""
+        """Record what knocking heads out did to a document's answer (arguments as `CausalTableWriter.add`)."""
         self._rows[_CAUSAL].append(((task, doc_id), values))
         self._n_rows += sum(
             np.size(values[name]) for name in ("all", "layers", "heads") if values.get(name) is not None
@@ -166,9 +166,9 @@ class RunJournal:
         heads: HeadTableWriter | None,
         answers: AnswerTableWriter | None,
         causal: CausalTableWriter | None = None,
-        cut: set[Document] | None = None,
+        knocked_out: set[Document] | None = None,
     ) -> None:
-        """Stream the rows of the `wanted` documents (causal rows: of the `cut` ones) out of every process's chunks.
+        """Stream the rows of the `wanted` documents (causal rows: of the `knocked_out` ones) out of every process's chunks.
 
         They are ordered by task and document; of a document that was recorded twice the first chunk's rows count. The caller
         closes the writers.
@@ -176,7 +176,7 @@ class RunJournal:
         writers: tuple[tuple[str, _Writer | None, set[Document]], ...] = (
             (_HEADS, heads, wanted),
             (_ANSWERS, answers, wanted),
-            (_CAUSAL, causal, cut or set()),
+            (_CAUSAL, causal, knocked_out or set()),
         )
         for kind, writer, of in writers:
             if writer is None:
