@@ -25,6 +25,8 @@ def test_tokens_that_cannot_come_count_nothing_and_nan_is_refused() -> None:
     assert torch.isfinite(answer_kl(logits, logits))
     with pytest.raises(ValueError, match="NaN"):
         answer_kl(torch.tensor([0.0, float("nan")]), torch.zeros(2))
+    with pytest.raises(ValueError, match="NaN"):
+        answer_kl(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), torch.zeros(2, 2))
 
 
 def test_rows_that_hold_nan_or_infinity_are_missing_and_the_others_are_not() -> None:
