@@ -175,7 +175,7 @@ class TestProtocol:
         assert np.mean(skill) < 0.1
         assert np.mean(skill) > -0.4, "and it is never much worse than the mean"
 
-    @pytest.mark.parametrize(("n_lineages", "worlds"), [(5, 40), (8, 25), (18, 12)])
+    @pytest.mark.parametrize(("n_lineages", "worlds"), [(5, 40), (8, 25), (18, 40)])
     def test_coverage_is_near_the_level(self, n_lineages: int, worlds: int) -> None:
         inside, width = [], []
         for seed in range(worlds):
