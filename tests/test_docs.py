@@ -142,7 +142,7 @@ def test_the_table_of_rooms_is_the_one_that_the_rooms_test_holds() -> None:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the pages' Python finds it: what was measured of 20 shipped checkpoints, and of one of another training."""
     from lmms_visual_heads.demo.manifest import checkpoints_folder
-    from lmms_visual_heads.demo.measured import PROFILES_FILE, measured_folder, benchmark_tables
+    from lmms_visual_heads.demo.measured import PROFILES_FILE, benchmark_tables, measured_folder
     from lmms_visual_heads.features import read_profiles, write_profiles
 
     folder = tmp_path_factory.mktemp("measured")
