@@ -167,13 +167,15 @@ class DirectScoring(Baseline):
 
 
 class ItemResponseScoring(Baseline):
-    """Two-parameter item response model: the ability after the labelled items, from the references' abilities on.
+    """Two-parameter item response model mixed with direct scoring, as gp-IRT does (Polo et al. 2024, arXiv 2402.14992).
 
-    Needs the references' items. What is expected of the items without a label is added to what the labelled ones show.
+    The model's estimate is what the labelled items show and what the ability behind them expects of the rest. How much of each
+    enters is what had the smallest squared error on the references with the same labelled items, and so is the interval.
+    Needs the references' items.
     """
 
     def _learn(self, measurements: Any, items: pd.DataFrame | None) -> None:
-        self.curves_: dict[str, tuple[Array, pd.Index, Array]] = {}
+        self.models_: dict[str, tuple[Array, pd.DataFrame, Array]] = {}
         if items is None:
             return
         for benchmark, part in items.groupby("benchmark", observed=True):
@@ -183,25 +185,36 @@ class ItemResponseScoring(Baseline):
             centre = float(np.average(learnt.abilities, weights=weights))
             spread = max(float(np.sqrt(np.average((learnt.abilities - centre) ** 2, weights=weights))), 0.1)
             prior = np.asarray(stats.t.logpdf(GRID, 5, loc=centre, scale=spread))
-            self.curves_[str(benchmark)] = learnt.probabilities(), answers.columns, prior
+            self.models_[str(benchmark)] = learnt.probabilities(), answers, prior
 
     def _rows(
         self, measurements: Any, items: pd.DataFrame | None
     ) -> Iterator[tuple[str, str, tuple[float, float, float]]]:
-        z = float(stats.norm.ppf((1 + self.level) / 2))
-        for model, benchmark, part in _labelled(measurements, items, pd.Index(list(self.curves_))):
-            curves, doc_ids, prior = self.curves_[benchmark]
-            chosen = doc_ids.get_indexer(pd.Index(part["doc_id"]))
+        mixtures: dict[tuple[str, bytes], tuple[float, float]] = {}
+        for model, benchmark, part in _labelled(measurements, items, pd.Index(list(self.models_))):
+            curves, answers, prior = self.models_[benchmark]
+            chosen = answers.columns.get_indexer(pd.Index(part["doc_id"]))
             labels = part["correct"].to_numpy(dtype=float)[chosen >= 0]
             chosen = chosen[chosen >= 0]
-            weights = ability_posterior(curves[:, chosen], labels[None], prior)[0]
-            rest = np.delete(curves, chosen, axis=1)
-            size = curves.shape[1]
-            expected = (labels.sum() + rest.sum(axis=1)) / size
-            mean = float(weights @ expected)
-            drawn = (rest * (1 - rest)).sum(axis=1) / size**2
-            half = z * float(np.sqrt(weights @ ((expected - mean) ** 2 + drawn)))
-            yield model, benchmark, _around(100.0 * mean, 100.0 * half)
+            key = benchmark, chosen.tobytes()
+            if key not in mixtures:
+                mixtures[key] = self._mixture(curves, answers, prior, chosen)
+            share, half = mixtures[key]
+            expected = float(_expected(curves, labels[None], chosen, prior)[0])
+            yield model, benchmark, _around(100.0 * (expected + share * (labels.mean() - expected)), half)
+
+    def _mixture(
+        self, curves: Array, answers: pd.DataFrame, prior: Array, chosen: npt.NDArray[np.intp]
+    ) -> tuple[float, float]:
+        """Share of direct scoring, 0..1, and half-width of the interval, points."""
+        table = answers.to_numpy(dtype=float)
+        weights = lineage_weights(self.groups_[answers.index.astype(str)])
+        expected = _expected(curves, table[:, chosen], chosen, prior)
+        gap, off = table[:, chosen].mean(axis=1) - expected, table.mean(axis=1) - expected
+        square = float(weights @ gap**2)
+        share = float(np.clip(weights @ (gap * off) / square, 0.0, 1.0)) if square > 0 else 0.0
+        errors = pd.Series(100.0 * np.abs(share * gap - off), index=answers.index.astype(str))
+        return share, self._quantile(errors)
 
 
 class CarryForward(Baseline):
@@ -254,6 +267,13 @@ def training_steps(measurements: Any) -> pd.DataFrame:
     """lineage, step and steps of the measured checkpoints, by model; missing where it is not known."""
     known = measurements.checkpoints
     return known.set_index("model").reindex(columns=["lineage", "step", "steps"])
+
+
+def _expected(curves: Array, labels: Array, chosen: npt.NDArray[np.intp], prior: Array) -> Array:
+    """Share of all items [T] that the model expects to be right, after labels [T, n] of the chosen ones."""
+    weights = ability_posterior(curves[:, chosen], labels, prior)
+    rest = np.delete(curves, chosen, axis=1).sum(axis=1)
+    return np.asarray((labels.sum(axis=1) + weights @ rest) / curves.shape[1])
 
 
 def _around(center: float, half: float) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ the asked checkpoints. Nothing is fitted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,7 +16,8 @@ import pandas as pd
 from lab.study.baselines import CarryForward, Constant, DirectScoring, ItemResponseScoring
 from lab.study.settings import PROMPTS, Trial
 from lmms_visual_heads.prediction import BenchmarkPredictor
-from lmms_visual_heads.prediction.methods import METHODS, DeclaredMethod
+from lmms_visual_heads.prediction.evaluation import EVALUATION_COLUMNS
+from lmms_visual_heads.prediction.methods import METHODS
 
 PRODUCT = "product"
 WATCHED = ("probe_heads", "training", "probe_accuracy", "own_causal", "own_answers_trees")
@@ -35,6 +36,22 @@ class Estimator(Protocol):
         self, measurements: Any, *, known_scores: pd.DataFrame | None = None, items: pd.DataFrame | None = None
     ) -> pd.DataFrame:
         """`schema.PREDICTION_COLUMNS`."""
+
+
+class UnexaminedPredictor(BenchmarkPredictor):
+    """The product without its evaluation of its own references, which is most of a fit and is done by the judge here.
+
+    What it predicts for models that it was not fitted on is what `BenchmarkPredictor` predicts, bit for bit (a test compares);
+    only flags differ.
+    """
+
+    def _evaluated(self, data_without: Any, scored: Mapping[str, Any]) -> pd.DataFrame:
+        rows = [
+            (model, str(lineage), benchmark, actual, actual, actual, actual, actual, "")
+            for benchmark, of in scored.items()
+            for model, lineage, actual in zip(of.models, of.lineages, of.points, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=[*EVALUATION_COLUMNS, "method"])
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,8 @@ def contestants(benchmarks: pd.DataFrame) -> tuple[Contestant, ...]:
     alone = (
         Contestant(
             method.name,
-            partial(BenchmarkPredictor, methods=(method.name,)),
-            partial(_alone, method),
+            partial(UnexaminedPredictor, methods=(method.name,)),
+            partial(_alone, method.name),
             alone=True,
         )
         for method in METHODS
@@ -79,7 +96,7 @@ def contestants(benchmarks: pd.DataFrame) -> tuple[Contestant, ...]:
         for strategy in ("mean", "median", "chance")
     )
     return (
-        Contestant(PRODUCT, BenchmarkPredictor, _always),
+        Contestant(PRODUCT, UnexaminedPredictor, _always),
         *constants,
         Contestant("direct", DirectScoring, _labelled),
         Contestant("direct, shrunk", partial(DirectScoring, True), _labelled),
@@ -98,12 +115,9 @@ def _usual_prompts(trial: Trial) -> bool:
     return trial.prompts == PROMPTS and trial.labels == 0
 
 
-def _alone(method: DeclaredMethod, trial: Trial) -> bool:
-    if trial.setting == "known_training" and method.name not in WATCHED:
-        return False
-    # Knock-outs were measured under the clean condition only.
-    measured = trial.condition == "clean" or not any(column.startswith("own_causal") for column in method.columns)
-    return measured and _usual_prompts(trial)
+def _alone(name: str, trial: Trial) -> bool:
+    settings = ("new_training", "known_training") if name in WATCHED else ("new_training",)
+    return trial.setting in settings and _usual_prompts(trial)
 
 
 def _labelled(trial: Trial) -> bool:

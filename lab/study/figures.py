@@ -15,7 +15,7 @@ _LINES = (
     ("new_training", PRODUCT, LIGHT["predicted"], "-", "the product, 256 answers"),
     ("equal_cost", PRODUCT, LIGHT["predicted"], ":", "the product, only the labelled items answered"),
     ("equal_cost", "direct, shrunk", LIGHT["muted"], "-", "direct scoring, drawn to the references' mean"),
-    ("equal_cost", "item response", LIGHT["muted"], ":", "item response model"),
+    ("equal_cost", "item response", LIGHT["muted"], ":", "item response model, mixed with direct scoring"),
     ("equal_cost", "direct", LIGHT["baseline"], "--", "direct scoring"),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -36,8 +37,14 @@ JUDGED_COLUMNS = (
 )  # fmt: skip
 """One row per prediction; `chance`, `actual`, `predicted`, `low` and `high` in points."""
 
-_CODE = ("lab/study", "lab/tables", "lmms_visual_heads/prediction", "lmms_visual_heads/features")
-_NO_CODE_OF_A_RESULT = ("page.py", "figures.py", "summary.py", "run.py", "head_reliability.py", "other_device.py")
+_CODE = (
+    "lab/study/judge.py",
+    "lab/study/settings.py",
+    "lab/tables",
+    "lmms_visual_heads/prediction",
+    "lmms_visual_heads/features",
+)
+"""What every prediction depends on, beside the code of the contestant itself."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +215,9 @@ def judge_all(
         Called with (done, in all).
     """
     pairs = [(fit, contestant) for fit in fits for contestant in everyone if _asked(fit, contestant)]
-    ground = [sets.digest(), code_digest()]
-    files = [work / f"{_digest(ground, fit, contestant, groups)}.parquet" for fit, contestant in pairs]
+    data = sets.digest()
+    code = {contestant.name: code_digest(contestant) for contestant in everyone}
+    files = [work / f"{_digest([data, code[c.name]], fit, c, groups)}.parquet" for fit, c in pairs]
     missing = [(pair, file) for pair, file in zip(pairs, files, strict=True) if not file.is_file()]
     done = len(pairs) - len(missing)
     if progress is not None:
@@ -222,13 +230,23 @@ def judge_all(
     return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
 
 
-def code_digest() -> str:
-    """SHA-256 of the code that decides what is predicted."""
+def code_digest(contestant: Contestant) -> str:
+    """SHA-256 of the code that decides what a contestant predicts."""
     root = Path(lmms_visual_heads.__file__).parents[1]
+    files = {
+        path for place in _CODE for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    }
+    for kind in type(contestant.make()).__mro__:
+        module = sys.modules[kind.__module__]
+        near = [module.__name__, *(str(getattr(value, "__module__", "")) for value in vars(module).values())]
+        files |= {
+            Path(str(sys.modules[name].__file__))
+            for name in near
+            if name.startswith("lab.study.") and name in sys.modules
+        }
     digest = hashlib.sha256()
-    for path in sorted(path for folder in _CODE for path in (root / folder).rglob("*.py")):
-        if path.name not in _NO_CODE_OF_A_RESULT:
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

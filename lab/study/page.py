@@ -21,7 +21,7 @@ WORDS = {
     "chance": "say chance",
     "direct": "direct scoring",
     "direct, shrunk": "direct scoring, drawn to the references' mean",
-    "item response": "item response model",
+    "item response": "item response model, mixed with direct scoring",
     "last score": "last scored checkpoint",
     "last score + gain": "last scored checkpoint + the usual gain",
     **{name: f"only {words}" for name, words in METHOD_WORDS.items() if name != "mean"},
@@ -44,7 +44,7 @@ class StudyFrames:
     Attributes
     ----------
     facts : DataFrame
-        set, trainings, checkpoints asked about, cells, share of learnt cells.
+        set, trainings, checkpoints asked about, cells, shares of learnt cells and of cells at chance.
     table, differences, benchmarks, strata : DataFrame
         See `summary`.
     which : dict
@@ -77,17 +77,18 @@ def page(frames: StudyFrames, command: str) -> str:
         f"Remake: `{command}`",
         "## The sets",
         markdown(frames.facts),
-        f"A cell is one checkpoint on one benchmark; *learnt*: more than {NEAR_CHANCE:g} points above chance.",
+        f"A cell is one checkpoint on one benchmark. *Learnt*: more than {NEAR_CHANCE:g} points above chance; *at chance*: within "
+        f"{NEAR_CHANCE:g} points of it; the rest lies below. Chance is the share of the most frequent answer.",
         f"## The product, and labels: {PROMPTS} answered prompts of each benchmark, some of them labelled",
         _by_labels(new, PRODUCT, mae_cell),
         "The same labelled items alone, drawn to the references' mean. That costs less: the other prompts are not answered.",
         _by_labels(new, "direct, shrunk", mae_cell),
-        "The item response model on the same items.",
+        "The item response model on the same items, mixed with direct scoring.",
         _by_labels(new, "item response", mae_cell),
         "Scores inside the product's 90 % intervals; brackets: 95 %, each training one trial.",
         _by_labels(new, PRODUCT, coverage_cell),
         "## Learnt cells apart",
-        "MAE on learnt cells / on cells near chance.",
+        "MAE on learnt cells / on cells at chance.",
         _by_set(new[new["labels"] == 0], split_cell, (PRODUCT, "mean", "median", "chance")),
         _by_labels(new, PRODUCT, split_cell),
         f"## Without labels: everyone, {PROMPTS} answered prompts",
@@ -136,8 +137,8 @@ def coverage_cell(row: Mapping[Any, Any]) -> str:
 
 
 def split_cell(row: Mapping[Any, Any]) -> str:
-    """MAE of learnt cells and of those near chance."""
-    return f"{row['mae_learnt']:.1f} / {row['mae_near_chance']:.1f}"
+    """MAE of learnt cells and of those at chance."""
+    return f"{row['mae_learnt']:.1f} / {row['mae_at_chance']:.1f}"
 
 
 Cell = Callable[[Mapping[Any, Any]], str]

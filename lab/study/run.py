@@ -98,10 +98,9 @@ def study_frames(judged: pd.DataFrame, own: ZooTables, notes: tuple[str, ...] = 
     cells = summary.primary(judged)
     table = summary.summary(cells)
     headline = table[(table["contestant"] == PRODUCT) & (table["setting"] == "new_training") & (table["labels"] == 0)]
-    facts = headline[["set", "n_trainings", "n_cells", "learnt"]].assign(
-        near_chance=[f"{1 - share:.0%}" for share in headline["learnt"]],
-        learnt=[f"{share:.0%}" for share in headline["learnt"]],
-    )
+    shares = {name: [f"{share:.0%}" for share in headline[name]] for name in ("learnt", "at_chance")}
+    facts = headline[["set", "n_trainings", "n_cells"]].assign(**shares)
+    facts = facts.rename(columns={"n_trainings": "trainings", "n_cells": "cells", "at_chance": "at chance"})
     maps = head_reliability.head_maps(own)
     return StudyFrames(
         facts=facts,

@@ -86,16 +86,13 @@ class Fit:
     alone: bool = True
 
 
-def trials(draws: int = 1, labels: Sequence[int] = LABELS, paid: Sequence[int] = PAID) -> tuple[Trial, ...]:
-    """The trials about a new training."""
-    new = [
-        Trial("new_training", labels=count, draw=draw)
-        for count in labels
-        for draw in range(draws if count else 1)
-        if count < PROMPTS
-    ]
-    equal = [Trial("equal_cost", count, some) for count in paid for some in (0, count) if (count, some) != (PROMPTS, 0)]
-    shifted = [Trial(name, labels=count, condition=name) for name in ("temperature", "corrupted") for count in (0, 32)]
+def trials(draws: int = 1, whole: bool = True) -> tuple[Trial, ...]:
+    """The trials about a new training; `whole` False: the setting new_training only."""
+    new = [Trial("new_training", labels=count, draw=draw) for count in LABELS for draw in range(draws if count else 1)]
+    if not whole:
+        return tuple(new)
+    equal = [Trial("equal_cost", count, some) for count in PAID for some in (0, count) if (count, some) != (PROMPTS, 0)]
+    shifted = [Trial(name, labels=n, condition=name) for name in ("temperature", "corrupted") for n in (0, 32)]
     return (*new, *equal, *shifted)
 
 
@@ -121,8 +118,8 @@ def plan(
     zoo : ZooTables
         The studied set, without repeats.
     held_out : dict
-        Name -> further trainings; they are asked about after one fit on all of `zoo`. Methods alone are judged on them where
-        there are any.
+        Name -> further trainings; they are asked about after one fit on all of `zoo`. Where there are any, methods alone are
+        judged on them, and equal cost and shifts on the first of them.
     folds, draws, seed : int
         Groups of trainings that are left out in turn; draws of the labelled items; seed of the groups.
     groups : Series or None
@@ -131,14 +128,16 @@ def plan(
     models = zoo.checkpoints["model"]
     training = zoo.checkpoints["lineage"] if groups is None else models.map(groups)
     final = zoo.checkpoints["final"].astype(bool)
-    about = trials(draws)
     fits = []
     if held_out:
-        asked = tuple(Subjects(name, finals(tables), about) for name, tables in held_out.items())
+        asked = tuple(
+            Subjects(name, finals(tables), trials(draws, whole=number == 0))
+            for number, (name, tables) in enumerate(held_out.items())
+        )
         fits.append(Fit("all", tuple(models), asked))
     for number, out in enumerate(training_folds(list(training), folds, seed)):
         left = training.isin(out)
-        asked = (Subjects(OWN, tuple(models[left & final]), about),)
+        asked = (Subjects(OWN, tuple(models[left & final]), trials(draws, whole=not held_out)),)
         fits.append(Fit(f"fold {number}", tuple(models[~left]), asked, alone=not held_out))
     several = training.map(training.value_counts()) > 1
     # Half the final checkpoints at once: a fit costs minutes, and their trainings stay among the references.

@@ -17,7 +17,7 @@ from lab.study.contestants import PRODUCT
 KEY = ["set", "setting", "prompts", "labels", "contestant"]
 
 NEAR_CHANCE = 5.0
-"""A score at most this far above guessing, points, is not learnt."""
+"""A score at most this far from guessing, points, is at chance; one above that is learnt, one below is neither."""
 
 PAIRS = (
     ("probe_heads", "median"), ("own_causal", "median"), ("own_causal", "probe_heads"), ("own_answers_trees", "own_causal"),
@@ -30,17 +30,19 @@ PAIRS = (
 
 
 def primary(judged: pd.DataFrame) -> pd.DataFrame:
-    """Trainings that were not broken on purpose, benchmarks that do not ask for counting; with `error` and `learnt`."""
+    """Trainings that were not broken on purpose, benchmarks that do not ask for counting; as `with_errors`."""
     part = judged[(judged["stratum"] != "broken") & ~judged["counting"].astype(bool)]
     return with_errors(part)
 
 
 def with_errors(judged: pd.DataFrame) -> pd.DataFrame:
-    """With the absolute error, whether the score is learnt, and whether it lies in its interval."""
+    """With the absolute error, whether the score is learnt or at chance, and whether it lies in its interval."""
     inside = (judged["actual"] >= judged["low"]) & (judged["actual"] <= judged["high"])
+    above = judged["actual"] - judged["chance"]
     return judged.assign(
         error=(judged["predicted"] - judged["actual"]).abs(),
-        learnt=judged["actual"] > judged["chance"] + NEAR_CHANCE,
+        learnt=above > NEAR_CHANCE,
+        at_chance=above.abs() <= NEAR_CHANCE,
         inside=inside,
     )
 
@@ -58,9 +60,9 @@ def summary(judged: pd.DataFrame, by: Sequence[str] = KEY) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `by`; mae with mae_low and mae_high (95 %, trainings drawn with replacement); mae_learnt and mae_near_chance;
+        `by`; mae with mae_low and mae_high (95 %, trainings drawn with replacement); mae_learnt and mae_at_chance;
         coverage with coverage_low and coverage_high (95 %, each training one trial); width; rho (Spearman's, over trainings, mean
-        over benchmarks); n_trainings, n_cells, learnt (share of the cells).
+        over benchmarks); n_trainings, n_cells; learnt and at_chance (shares of the cells).
     """
     rows = []
     for key, part in judged.groupby(list(by), sort=False, observed=True):
@@ -74,7 +76,7 @@ def summary(judged: pd.DataFrame, by: Sequence[str] = KEY) -> pd.DataFrame:
                 "mae_low": mae.low,
                 "mae_high": mae.high,
                 "mae_learnt": float(part["error"][part["learnt"]].mean()),
-                "mae_near_chance": float(part["error"][~part["learnt"]].mean()),
+                "mae_at_chance": float(part["error"][part["at_chance"]].mean()),
                 "coverage": covered.value,
                 "coverage_low": covered.low,
                 "coverage_high": covered.high,
@@ -83,6 +85,7 @@ def summary(judged: pd.DataFrame, by: Sequence[str] = KEY) -> pd.DataFrame:
                 "n_trainings": part["training"].nunique(),
                 "n_cells": int(part.groupby(["model", "benchmark"]).ngroups),
                 "learnt": float(part["learnt"].mean()),
+                "at_chance": float(part["at_chance"].mean()),
             }
         )
     return pd.DataFrame(rows)

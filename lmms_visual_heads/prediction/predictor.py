@@ -6,7 +6,7 @@ Units: points everywhere, 100 * score / the metric's best value. Never imports t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -387,9 +387,7 @@ class BenchmarkPredictor(BaseEstimator):
             everyone = {name: rows for name, rows in everyone.items() if name in fitted}
         self.methods_ = methods_frame(fitted)
         self.models_ = undominated(fitted, {name: header for name, (_, header) in columns.items()})
-        self.evaluation_, used = nested_evaluation(data_without, everyone, self.level, self.estimator)
-        keys = zip(self.evaluation_["model"], self.evaluation_["benchmark"], strict=True)
-        self.evaluation_["method"] = [used[key] for key in keys]
+        self.evaluation_ = self._evaluated(data_without, everyone)
         self.errors_ = errors_of(self.evaluation_)
         self.benchmarks_ = pd.DataFrame(
             [
@@ -399,6 +397,14 @@ class BenchmarkPredictor(BaseEstimator):
             ],
             columns=["benchmark", "metric", "scale", "mean", "between", "n_items"],
         )
+
+    def _evaluated(
+        self, data_without: Callable[[Sequence[str]], dict[str, dict[str, Rows]]], scored: dict[str, Rows]
+    ) -> pd.DataFrame:
+        """`evaluation_`: most of a fit's time; no prediction of a model that was not fitted depends on it."""
+        evaluation, used = nested_evaluation(data_without, scored, self.level, self.estimator)
+        keys = zip(evaluation["model"], evaluation["benchmark"], strict=True)
+        return evaluation.assign(method=[used[key] for key in keys])
 
     def _template(self) -> Any:
         return LineageRidge() if self.estimator is None else self.estimator

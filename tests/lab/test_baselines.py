@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,6 +100,17 @@ def test_an_item_response_model_beats_the_share_where_items_differ(known: ZooTab
         if name == "model":
             assert ((found["low"] <= actual) & (actual <= found["high"])).mean() > 0.7
     assert errors["model"] < 0.9 * errors["share"]
+    # Where the model is of no use the share is taken: items that have nothing to do with an ability.
+    random = np.random.default_rng(0)
+    noise = known.items.assign(correct=[random.permutation(cell) for cell in known.items["correct"]])
+    estimator = ItemResponseScoring()
+    measurements, scores = as_product.measurements(known), known.scores
+    estimator.fit(measurements, scores, groups=known.lineages, items=as_product.labels(replace(known, items=noise)))
+    useless, share = (
+        predicted(estimator, fresh, range(128)),
+        predicted(fitted(DirectScoring(), known), fresh, range(128)),
+    )
+    assert (useless["predicted"] - share["predicted"]).abs().mean() < 0.5 * (share["predicted"] - actual).abs().mean()
     every = predicted(fitted(ItemResponseScoring(), known, items=True), fresh, range(300))
     assert (every["predicted"] - actual).abs().max() < 1e-6
 

@@ -13,7 +13,7 @@ import pytest
 
 from lab.study import judge as judging
 from lab.study.baselines import Constant, DirectScoring, ItemResponseScoring
-from lab.study.contestants import PRODUCT, Contestant, contestants
+from lab.study.contestants import PRODUCT, Contestant, UnexaminedPredictor, contestants
 from lab.study.judge import JUDGED_COLUMNS, Sets, Shelf, judge, judge_all, shown, trainings
 from lab.study.run import write_study
 from lab.study.settings import OWN, Fit, Subjects, Trial, finals, plan, training_folds, trials
@@ -21,6 +21,7 @@ from lab.study.summary import differences, primary, summary
 from lab.tables import as_product
 from lab.tables.zoo import TABLES, ZooTables, write_zoo_tables
 from lmms_visual_heads.errors import VisualHeadsError
+from lmms_visual_heads.prediction import BenchmarkPredictor
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 from tests.builders.zoo import make_zoo
 
@@ -278,7 +279,7 @@ def test_what_is_finished_is_not_made_again_and_the_table_is_the_same(small: Pat
 def test_other_inputs_and_settings_have_other_digests(folder: Path, zoo: ZooTables, tmp_path: Path) -> None:
     fit = plan(zoo, {})[0]
     sets = Sets((folder / "zoo",), (("new", folder / "new"),))
-    ground = [sets.digest(), judging.code_digest()]
+    ground = [sets.digest(), judging.code_digest(SPY)]
     own = judging._digest(ground, fit, SPY, zoo.lineages)
     assert own == judging._digest(ground, fit, SPY, zoo.lineages)
     others = [
@@ -290,6 +291,8 @@ def test_other_inputs_and_settings_have_other_digests(folder: Path, zoo: ZooTabl
         judging._digest(ground, fit, SPY, {**zoo.lineages, fit.references[0]: "another"}),
     ]
     assert len({own, *others}) == 7
+    codes = {c.name: judging.code_digest(c) for c in contestants(zoo.benchmarks)}
+    assert codes["mean"] == codes["item response"] != codes[PRODUCT] == codes["probe_heads"]
 
 
 def test_a_held_out_set_with_a_studied_training_is_refused(zoo: ZooTables, folder: Path, tmp_path: Path) -> None:
@@ -318,5 +321,19 @@ def test_contestants_are_asked_what_they_can_answer(zoo: ZooTables) -> None:
     assert not everyone["direct"].answers(Trial("new_training"))
     assert not everyone["last score"].answers(Trial("new_training"))
     assert everyone["own_causal"].answers(Trial("new_training"))
-    assert not everyone["own_causal"].answers(Trial("corrupted", condition="corrupted"))
+    assert not everyone["own_causal"].answers(Trial("new_training", labels=16))
     assert isinstance(Fit("x", (), ()).alone, bool)
+
+
+def test_the_judged_product_predicts_what_the_product_does(zoo: ZooTables) -> None:
+    """Bit for bit, without labels and with them, for models that were not fitted; only flags may differ."""
+    new = zoo.only(name for name, run in zoo.lineages.items() if run >= "run-10")
+    known = zoo.only(name for name, run in zoo.lineages.items() if run < "run-10")
+    pairs = []
+    for kind in (BenchmarkPredictor, UnexaminedPredictor):
+        names = ("probe_heads", "own_answers_free", "own_answers_curve", "own_agreement_trees")
+        fitted = kind(methods=names).fit(as_product.measurements(known), known.scores, groups=known.lineages)
+        measurements, labels = shown(new, Trial("new_training", labels=16))
+        pairs.append([fitted.predict(measurements, items=items).drop(columns="flags") for items in (None, labels)])
+    for one, other in zip(*pairs, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
