@@ -201,7 +201,7 @@ class ItemResponseScoring(Baseline):
                 mixtures[key] = self._mixture(curves, answers, prior, chosen)
             share, half = mixtures[key]
             expected = float(_expected(curves, labels[None], chosen, prior)[0])
-            yield model, benchmark, _around(100.0 * (expected + share * (labels.mean() - expected)), half)
+            yield model, benchmark, _around(100.0 * (expected + share * (float(labels.mean()) - expected)), half)
 
     def _mixture(
         self, curves: Array, answers: pd.DataFrame, prior: Array, chosen: npt.NDArray[np.intp]

@@ -233,9 +233,9 @@ def judge_all(
 def code_digest(contestant: Contestant) -> str:
     """SHA-256 of the code that decides what a contestant predicts."""
     root = Path(lmms_visual_heads.__file__).parents[1]
-    files = {
-        path for place in _CODE for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
-    }
+    files: set[Path] = set()
+    for place in _CODE:
+        files.update([root / place] if place.endswith(".py") else list((root / place).rglob("*.py")))
     for kind in type(contestant.make()).__mro__:
         module = sys.modules[kind.__module__]
         near = [module.__name__, *(str(getattr(value, "__module__", "")) for value in vars(module).values())]
