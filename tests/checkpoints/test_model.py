@@ -211,6 +211,6 @@ def test_score_of_text_alone_and_its_refusals(tmp_path: Path, monkeypatch) -> No
     assert short.score(encoded, "red", query="last_prompt").rows.shape == (3, 4, len(encoded))
     with pytest.raises(VisualHeadsError, match=r"prompt and its continuation must fit the model's 60 positions"):
         short.score(encoded, "red " * 60, query=None)
-    monkeypatch.setattr(model.encoder, "_finished_ids", lambda *args: encoded.input_ids)
+    monkeypatch.setattr(short.encoder, "_finished_ids", lambda *args: encoded.input_ids)
     with pytest.raises(VisualHeadsError, match="needs at least one token; '' has none"):
         short.score(encoded, "", query=None)
