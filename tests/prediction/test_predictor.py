@@ -23,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer
 from lmms_visual_heads.errors import VisualHeadsError
 from lmms_visual_heads.features import HeadProfiles, Measurements
 from lmms_visual_heads.prediction import FLAG_WORDS, BenchmarkPredictor
+from lmms_visual_heads.prediction.serialization import PREDICTOR_VERSION
 from lmms_visual_heads.schema import PREDICTION_COLUMNS
 from tests.builders import synthetic
 
@@ -455,11 +456,13 @@ class TestFile:
     def test_newer_files_are_refused_by_name(self, path: Path, tmp_path: Path) -> None:
         def newer(content: dict[str, bytes]) -> None:
             content["manifest.json"] = json.dumps(
-                {**json.loads(content["manifest.json"]), "schema_version": 3}
+                {**json.loads(content["manifest.json"]), "schema_version": PREDICTOR_VERSION + 1}
             ).encode()
 
         target = self.rewrite(path, tmp_path / "new.skops", newer)
-        with pytest.raises(VisualHeadsError, match=r"new\.skops has version 3\. Upgrade with: pip install"):
+        with pytest.raises(
+            VisualHeadsError, match=rf"new\.skops has version {PREDICTOR_VERSION + 1}\. Upgrade with: pip install"
+        ):
             BenchmarkPredictor.load(target)
 
     @pytest.mark.parametrize("name", ["predictor.json", "estimators.skops"])
